@@ -1,0 +1,1 @@
+//! The two command lines; the only importer of clap and anyhow.

@@ -1,0 +1,1 @@
+//! HPKE to an X25519 public key: break-glass recipients.

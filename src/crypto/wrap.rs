@@ -1,0 +1,1 @@
+//! Local wrapping: passphrase and key-file derivation, SIV key wrap.

@@ -1,0 +1,62 @@
+//! The on-disk format as pure bytes and arithmetic; `FORMAT.md` beside this module is its text.
+//!
+//! Nothing here opens a file or holds a key: MACs come in as closures.
+
+pub mod descriptor;
+pub mod dirfile;
+pub mod header;
+pub mod layout;
+pub mod tags;
+
+use thiserror::Error;
+
+/// Bytes of one backing block, of one chunk of plaintext, of one tag block and of one tree node.
+pub const BLOCK: usize = 4096;
+
+macro_rules! id16 {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub struct $name(pub [u8; 16]);
+    };
+}
+id16!(/// Names a volume; salts every key derived from its volume key.
+    VolumeId);
+id16!(/// Names one regular file for life.
+    ObjectId);
+id16!(/// Names one directory; associated data of every name in it.
+    DirId);
+id16!(/// Names one data key; part of the context it is wrapped under.
+    DataKeyId);
+
+/// Why bytes are not a valid piece of format v1.
+#[derive(Debug, Error, PartialEq, Eq, Clone)]
+pub enum FormatError {
+    /// Shorter or longer than the structure.
+    #[error("wrong length: {0} bytes")]
+    Length(usize),
+    /// Not this structure at all.
+    #[error("bad magic")]
+    Magic,
+    /// Written by a newer kmsfs.
+    #[error("format version {0} is newer than this kmsfs reads (1)")]
+    Version(u16),
+    /// Unknown cipher suite.
+    #[error("unknown suite {0}")]
+    Suite(u8),
+    /// A field holds a value the format does not allow.
+    #[error("bad value in field {0}")]
+    Field(&'static str),
+    /// The MAC does not match: damaged or forged.
+    #[error("authentication failed")]
+    Mac,
+    /// The structure belongs to another volume.
+    #[error("belongs to another volume")]
+    OtherVolume,
+    /// A feature this kmsfs does not know (its name).
+    #[error("needs feature {0:?}, which this kmsfs does not know")]
+    Feature(String),
+    /// Larger than the format can address.
+    #[error("file too large")]
+    TooLarge,
+}

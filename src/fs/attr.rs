@@ -1,0 +1,88 @@
+//! Attributes as the file system answers them.
+
+/// Inode number as the kernel knows it; the root is 1.
+pub type Ino = u64;
+
+/// Kind of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileKind {
+    /// Regular file.
+    Regular,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Socket.
+    Socket,
+    /// Character device.
+    Char,
+    /// Block device.
+    Block,
+}
+
+/// Attributes of an object; times are seconds and nanoseconds since 1970.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub struct Attr {
+    pub ino: Ino,
+    pub kind: FileKind,
+    /// Permission bits including set-id and sticky (0o7777).
+    pub perm: u16,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Device number of device nodes.
+    pub rdev: u64,
+    /// Plaintext bytes.
+    pub size: u64,
+    /// 512-byte units in the backing.
+    pub blocks: u64,
+    pub atime: (i64, u32),
+    pub mtime: (i64, u32),
+    pub ctime: (i64, u32),
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+}
+
+/// A time to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// Seconds and nanoseconds.
+    At((i64, u32)),
+}
+
+/// Attribute changes; `None` leaves a field alone.
+#[derive(Clone, Copy, Default, Debug)]
+#[allow(missing_docs)]
+pub struct SetAttr {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+}
+
+/// statfs answer, blocks of 4096 bytes.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct StatFs {
+    pub blocks: u64,
+    pub bfree: u64,
+    pub bavail: u64,
+    pub files: u64,
+    pub ffree: u64,
+    /// Longest plaintext name, bytes.
+    pub namelen: u32,
+}

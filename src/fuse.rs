@@ -1,0 +1,1 @@
+//! Glue between the kernel and [`crate::fs`]; the only importer of fuser.

@@ -1,0 +1,1 @@
+//! Data-key cache: LRU by wrapped bytes, single flight.

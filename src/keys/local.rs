@@ -1,0 +1,1 @@
+//! The local master key as a provider.
