@@ -1,7 +1,7 @@
 //! The on-disk format as pure bytes and arithmetic; `FORMAT.md` beside this module is its text.
 //!
-//! Nothing here opens a file or holds a key: MACs come in as closures. Parsers take all of their input
-//! or none, make every check in the order FORMAT.md gives, and never panic.
+//! Nothing here opens a file or holds a key: MACs come in as closures. Parsers take all of their
+//! input or none, make every check in the order FORMAT.md gives, and never panic.
 
 pub mod bytes;
 pub mod descriptor;

@@ -39,8 +39,6 @@ const KNOWN_RO_COMPAT: &[&str] = &[];
 
 /// Bytes before the records.
 const START_LEN: usize = 16;
-/// Bytes of a record before its payload.
-const RECORD_FIXED: usize = 8;
 
 mod kind {
     pub const VOLUME: u16 = 1;
@@ -355,7 +353,7 @@ impl MasterSlot {
         out.extend(self.wrapped);
         out
     }
-    /// Order: kind, reserved, derivation cost, hint (length, UTF-8, none for passphrases), exact end.
+    /// Order: kind, reserved, derivation cost, hint (UTF-8, length, none for passphrases), end.
     fn decode(payload: &[u8]) -> Result<Self, FormatError> {
         let mut r = Reader::new(payload, "master slot length");
         let kind = r.u8()?;
@@ -381,7 +379,7 @@ impl MasterSlot {
 fn keyfile(cost: &[u8; 12]) -> Result<MasterKdf, FormatError> {
     if is_zero(cost) { Ok(MasterKdf::Keyfile) } else { Err(FormatError::Field("master slot cost")) }
 }
-/// Argon2's own lower bounds, and upper bounds that keep a forged descriptor from eating the machine.
+/// Argon2's own lower bounds, and upper ones that keep a forged descriptor from eating the machine.
 fn passphrase(cost: &[u8; 12]) -> Result<MasterKdf, FormatError> {
     let mut r = Reader::new(cost, "master slot length");
     let (m_kib, t, p) = (r.u32()?, r.u32()?, r.u32()?);

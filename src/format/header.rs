@@ -56,7 +56,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Encodes into `layout.header_len()` bytes; `mac` computes the header MAC of all bytes before it.
+    /// Encodes into `layout.header_len()` bytes; `mac` computes the header MAC of the bytes before.
     /// Fails with `Field("recipients")` when the slots do not fit, and with the error
     /// [`Self::decode`] would give for any other value that may not be written.
     pub fn encode(

@@ -154,8 +154,8 @@ impl KeySlot {
         place[SLOT_FIXED..SLOT_FIXED + records.len()].copy_from_slice(&records);
         Ok(())
     }
-    /// Reads a slot; `None` when it is empty. Order: state, (empty: all zero), count, reserved, used
-    /// length, every record, all used bytes consumed, zero padding.
+    /// Reads a slot; `None` when it is empty. Order: state (empty: all zero), count, reserved,
+    /// used length, every record, all used bytes consumed, zero padding.
     pub(super) fn decode(place: &[u8]) -> Result<Option<Self>, FormatError> {
         let mut r = Reader::new(place, "key slot length");
         match r.u8()? {

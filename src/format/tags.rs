@@ -1,7 +1,7 @@
 //! Tag entries, segment records, tag blocks and tree nodes.
 //!
-//! Invariant: a block without content is all zero and nothing else is. Must not know keys or hashes:
-//! blocks are decoded after their hash has been verified.
+//! Invariant: a block without content is all zero and nothing else is. Must not know keys or
+//! hashes: blocks are decoded after their hash has been verified.
 
 use super::bytes::{Reader, is_zero};
 use super::{BLOCK, FormatError};
