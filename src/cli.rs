@@ -1,1 +1,2 @@
 //! The two command lines; the only importer of clap and anyhow.
+pub mod mount;
