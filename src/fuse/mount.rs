@@ -7,7 +7,7 @@
 
 mod check;
 mod helper;
-mod table;
+pub mod table;
 
 pub use check::{MountPoint, prepare};
 
