@@ -212,8 +212,7 @@ impl State {
         let freed: Vec<u64> = segment_chunks(number).filter(freed).collect();
         for run in freed.chunk_by(|a, b| a + 1 == *b) {
             let from = self.ctx.layout.chunk_offset(run[0]);
-            let to = (from + (run.len() * BLOCK) as u64)
-                .min(end);
+            let to = (from + (run.len() * BLOCK) as u64).min(end);
             if from < to {
                 out.push(from..to);
             }

@@ -121,8 +121,7 @@ impl State {
 
     /// A segment that the caller has loaded, to change it.
     pub fn loaded_mut(&mut self, number: u64) -> Result<&mut Seg, StoreError> {
-        let seg =
-            if number == 0 { Some(&mut self.first) } else { self.segments.get_mut(&number) };
+        let seg = if number == 0 { Some(&mut self.first) } else { self.segments.get_mut(&number) };
         seg.ok_or_else(|| not_loaded(number))
     }
 
