@@ -187,6 +187,10 @@ impl InodeTable {
     pub fn prune(&self, inode: Arc<Inode>) {
         let mut queue = vec![inode];
         while let Some(inode) = queue.pop() {
+            // Most closes end here, without touching the table's lock.
+            if inode.lookups.load(Ordering::Acquire) != 0 {
+                continue;
+            }
             let mut map = self.map.write();
             // Two references: the table's and ours. With the table locked nobody can add one.
             let idle = Arc::strong_count(&inode) == 2
