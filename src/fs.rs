@@ -4,6 +4,9 @@
 
 pub mod attr;
 pub mod error;
+pub mod rewrap;
+pub mod survey;
+pub mod verify;
 pub mod volume;
 
 pub use attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};

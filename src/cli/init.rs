@@ -1,0 +1,231 @@
+//! `kmsfsctl init`: makes a volume.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+
+use crate::crypto::random_array;
+use crate::format::descriptor::{DESCRIPTOR_NAME, NameMode, Params};
+use crate::format::{DirId, VolumeId, dirfile};
+use crate::keys::{KeySpec, unlock};
+
+use super::exit::{IN_USE, OTHER, failure};
+use super::output::{Out, hex};
+use super::secrets::KeyOptions;
+
+/// File name of a directory's id.
+const DIRFILE_NAME: &str = "kmsfs.dir";
+/// The descriptor before it gets its name.
+const NEW_DESCRIPTOR_NAME: &str = "kmsfs.volume.new";
+/// Made and looked up in two spellings, to find out whether the backing folds case.
+const PROBE_NAMES: [&str; 2] = ["kmsfs.probe-a", "kmsfs.probe-A"];
+
+/// Make DIR an encrypted volume
+#[derive(Args)]
+pub struct InitArgs {
+    /// Directory that will hold the ciphertext; made if missing, must be empty
+    dir: PathBuf,
+    /// What unlocks the volume: `passphrase` or `keyfile:PATH` (the file is made if missing)
+    #[arg(long, value_name = "KEYSPEC")]
+    key: String,
+    /// How many new files may share one wrapped data key
+    #[arg(long, value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=65536))]
+    files_per_data_key: u32,
+    /// Encrypt file names, or leave them readable
+    #[arg(long, value_enum, default_value_t = Names::Encrypted)]
+    names: Names,
+    /// Also wrap every key for this public key (x25519:HEX); may be repeated
+    #[arg(long, value_name = "KEYSPEC")]
+    recipient: Vec<String>,
+    /// Use this volume id (32 hexadecimal digits) instead of a random one
+    #[arg(long, value_name = "ID", value_parser = parse_volume_id)]
+    volume_id: Option<VolumeId>,
+    /// Header blocks of 4 KiB per file: 1, 2 or 4; more leave room for more recipients
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "2", "4"])]
+    header_blocks: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Names {
+    Encrypted,
+    Plain,
+}
+
+#[derive(Serialize)]
+struct Made {
+    volume_id: String,
+    directory: String,
+}
+
+/// Runs the command.
+pub fn run(args: InitArgs) -> anyhow::Result<()> {
+    let key: KeySpec = args.key.parse()?;
+    let recipients =
+        args.recipient.iter().map(|r| r.parse()).collect::<Result<Vec<KeySpec>, _>>()?;
+    let volume = args.volume_id.unwrap_or_else(|| VolumeId(random_array()));
+    let dir = prepare_directory(&args.dir)?;
+
+    let options = args.keys.creation_options();
+    let descriptor = unlock::create(volume, params(&args)?, &key, &recipients, &options)?;
+    let (_, unlocked) = unlock::unlock(&descriptor, &options)?;
+    let root = dirfile::encode(DirId(random_array()), |bytes| unlocked.keys.directory_mac(bytes));
+
+    write_durably(&args.dir, DIRFILE_NAME, DIRFILE_NAME, &root, 0o444)?;
+    write_durably(&args.dir, NEW_DESCRIPTOR_NAME, DESCRIPTOR_NAME, &descriptor, 0o600)?;
+    drop(dir);
+    print(&args, volume)
+}
+
+fn params(args: &InitArgs) -> anyhow::Result<Params> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Params {
+        header_blocks: args.header_blocks.parse()?,
+        names: match args.names {
+            Names::Encrypted => NameMode::Encrypted,
+            Names::Plain => NameMode::Plain,
+        },
+        files_per_data_key: args.files_per_data_key,
+        created: now.as_secs(),
+    })
+}
+
+fn parse_volume_id(text: &str) -> Result<VolumeId, String> {
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE
+        .decode(text.as_bytes())
+        .ok()
+        .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    bytes.map(VolumeId).ok_or_else(|| "a volume id is 32 hexadecimal digits".into())
+}
+
+/// Makes the directory if it is missing, locks it, and refuses everything a volume cannot live in.
+/// The lock lasts as long as the returned file.
+fn prepare_directory(path: &Path) -> anyhow::Result<File> {
+    let shown = path.display();
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("cannot make {shown}"));
+        }
+        _ => {}
+    }
+    let dir = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+    if !dir.metadata()?.is_dir() {
+        return Err(failure(OTHER, format!("{shown} is not a directory")));
+    }
+    flock(&dir, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| failure(IN_USE, format!("{shown} is in use by another kmsfs")))?;
+    if path.join(DESCRIPTOR_NAME).symlink_metadata().is_ok() {
+        return Err(failure(OTHER, format!("{shown} is a kmsfs volume already")));
+    }
+    remove_leftovers(path)?;
+    if fs::read_dir(path)?.next().is_some() {
+        let hint = "a volume starts in an empty directory; move the files into it once it is mounted";
+        return Err(failure(OTHER, format!("{shown} is not empty; {hint}")));
+    }
+    refuse_case_folding(path)?;
+    Ok(dir)
+}
+
+/// Takes away what an interrupted `init` left: nothing but our own helpers, never a descriptor.
+fn remove_leftovers(path: &Path) -> anyhow::Result<()> {
+    let known = |name: &std::ffi::OsStr| {
+        [DIRFILE_NAME, NEW_DESCRIPTOR_NAME].iter().chain(&PROBE_NAMES).any(|known| name == *known)
+    };
+    let names: Vec<_> =
+        fs::read_dir(path)?.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>()?;
+    if names.iter().all(|name| known(name)) {
+        for name in names {
+            fs::remove_file(path.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Encrypted names differ in case; a backing that folds case would mix up files.
+fn refuse_case_folding(path: &Path) -> anyhow::Result<()> {
+    let probe = path.join(PROBE_NAMES[0]);
+    File::create_new(&probe).with_context(|| format!("cannot write in {}", path.display()))?;
+    let folds = path.join(PROBE_NAMES[1]).symlink_metadata().is_ok();
+    fs::remove_file(&probe)?;
+    if folds {
+        let message = "does not tell upper from lower case, and kmsfs names need that";
+        return Err(failure(OTHER, format!("{} {message}", path.display())));
+    }
+    Ok(())
+}
+
+/// Writes a file under `first`, makes it durable, and gives it its `name` in `dir`.
+pub(super) fn write_durably(
+    dir: &Path,
+    first: &str,
+    name: &str,
+    bytes: &[u8],
+    mode: u32,
+) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let path = dir.join(first);
+        let mut options = fs::OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        file.write_all(bytes)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        if first != name {
+            fs::rename(&path, dir.join(name))?;
+        }
+        File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", dir.join(name).display()))
+}
+
+fn print(args: &InitArgs, volume: VolumeId) -> anyhow::Result<()> {
+    let mut out = Out::new();
+    let directory = args.dir.display().to_string();
+    if args.json {
+        out.json(&Made { volume_id: hex(&volume.0), directory })?;
+    } else {
+        out.line(format!("Made volume {} in {directory}.", hex(&volume.0)))?;
+        out.line(format!("Next: kmsfs {directory} MOUNTPOINT"))?;
+    }
+    out.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volume_ids_are_32_digits() {
+        assert_eq!(
+            parse_volume_id("00112233445566778899AABBccddeeff").map(|id| id.0[15]),
+            Ok(0xff)
+        );
+        assert!(parse_volume_id("00112233445566778899aabbccddee").is_err());
+        assert!(parse_volume_id("zz112233445566778899aabbccddeeff").is_err());
+    }
+
+    #[test]
+    fn an_interrupted_init_is_cleared_and_anything_else_is_not() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join(DIRFILE_NAME), b"x")?;
+        drop(prepare_directory(dir.path())?);
+        assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+        fs::write(dir.path().join(DIRFILE_NAME), b"x")?;
+        fs::write(dir.path().join("letter"), b"x")?;
+        assert!(prepare_directory(dir.path()).is_err());
+        assert_eq!(fs::read_dir(dir.path())?.count(), 2);
+        Ok(())
+    }
+}
