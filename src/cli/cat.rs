@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::fs::FileKind;
 
-use super::exit::{OTHER, failure};
+use super::exit::{FAILURE, failure};
 use super::output::{Out, shown};
 use super::reader::{self, OpenFile, PIECE, fs_failure};
 use super::secrets::KeyOptions;
@@ -30,7 +30,7 @@ pub fn run(args: CatArgs) -> anyhow::Result<()> {
     let path = args.path.as_bytes();
     let attr = reader::resolve(&volume, path)?;
     if attr.kind != FileKind::Regular {
-        return Err(failure(OTHER, format!("{} is not a regular file", shown(path))));
+        return Err(failure(FAILURE, format!("{} is not a regular file", shown(path))));
     }
     let fail = |error| fs_failure(path, &error);
     let file = OpenFile::open(&volume, attr.ino).map_err(fail)?;

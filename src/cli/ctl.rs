@@ -1,6 +1,7 @@
 //! The grammar of `kmsfsctl`.
 
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
@@ -19,7 +20,7 @@ use super::{cat, export, info, init, key, mounted, verify};
 
 /// Make, inspect and look after kmsfs volumes; `kmsfs` mounts them
 #[derive(Parser)]
-#[command(name = "kmsfsctl", version = long_version(), max_term_width = 100)]
+#[command(name = "kmsfsctl", version = VERSION.as_str(), max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -38,9 +39,9 @@ enum Command {
     Key(KeyArgs),
 }
 
-fn long_version() -> String {
-    format!("{} (AES-256-GCM by {BACKEND})", env!("CARGO_PKG_VERSION"))
-}
+/// The version, and which library encrypts content.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (AES-256-GCM by {BACKEND})", env!("CARGO_PKG_VERSION")));
 
 /// The program.
 pub fn main() -> ExitCode {

@@ -16,12 +16,13 @@ use clap::Args;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use serde::Serialize;
 
+use crate::fs::attr::ROOT;
 use crate::fs::{Attr, Caller, FileKind, FsError, FsResult, Ino, Volume};
 
-use super::exit::{DAMAGE, OTHER, failure};
+use super::exit::{DAMAGE, FAILURE, failure};
 use super::output::{Out, note, shown};
 use super::progress::Progress;
-use super::reader::{self, OpenFile, PIECE, ROOT};
+use super::reader::{self, OpenFile, PIECE};
 use super::secrets::KeyOptions;
 
 /// Copy the plaintext tree of a volume that is not mounted to OUT
@@ -131,7 +132,7 @@ fn prepare(out: &Path) -> anyhow::Result<()> {
     let mut entries = fs::read_dir(out).with_context(|| format!("cannot read {shown}"))?;
     match entries.next() {
         None => Ok(()),
-        Some(_) => Err(failure(OTHER, format!("{shown} is not empty"))),
+        Some(_) => Err(failure(FAILURE, format!("{shown} is not empty"))),
     }
 }
 

@@ -14,13 +14,13 @@ use crate::crypto::VolumeKeys;
 use crate::format::descriptor::{Descriptor, MasterKdf, MasterSlot, NameMode};
 use crate::format::header::{Header, KeySlot, Recipient, RecipientKind};
 use crate::format::layout::Layout;
+use crate::fs::volume::{open_root, read_descriptor, unlock_error};
 use crate::keys::unlock;
 use crate::store::{FileStorage, Storage};
 
-use super::exit::{DAMAGE, NOT_A_VOLUME, OTHER, failure};
+use super::exit::{DAMAGE, NOT_A_VOLUME, FAILURE, failure};
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
-use super::tree::{descriptor_failure, read_descriptor, unlock_failure};
 
 /// Show what a volume's descriptor or a backing file's header says
 #[derive(Args)]
@@ -100,21 +100,21 @@ pub fn run(args: InfoArgs) -> anyhow::Result<()> {
         if args.json { out.json(&facts)? } else { facts.print(&mut out)? }
     } else {
         let text = format!("{} is neither a directory nor a regular file", args.path.display());
-        return Err(failure(OTHER, text));
+        return Err(failure(FAILURE, text));
     }
     out.finish()
 }
 
 /// The descriptor, and the volume keys if the user named a key.
 fn descriptor(args: &InfoArgs, dir: &Path) -> anyhow::Result<(Descriptor, Option<VolumeKeys>)> {
-    let bytes = read_descriptor(dir)?;
+    let bytes = read_descriptor(&open_root(dir)?, dir)?;
     if !args.keys.any() {
         let (descriptor, _) =
-            Descriptor::parse(&bytes).map_err(|error| descriptor_failure(dir, &error))?;
+            Descriptor::parse(&bytes).map_err(|error| unlock_error(error.into(), dir))?;
         return Ok((descriptor, None));
     }
     let (descriptor, unlocked) = unlock(&bytes, &args.keys.unlock_options())
-        .map_err(|error| unlock_failure(dir, error))?;
+        .map_err(|error| unlock_error(error, dir))?;
     Ok((descriptor, Some(unlocked.keys)))
 }
 
@@ -180,7 +180,7 @@ fn file_facts(args: &InfoArgs) -> anyhow::Result<FileFacts> {
     let backing_size = storage.len()?;
     if backing_size == 0 {
         let text = "was never written: it is empty and has no header yet";
-        return Err(failure(OTHER, format!("{shown} {text}")));
+        return Err(failure(FAILURE, format!("{shown} {text}")));
     }
     let mut bytes = vec![0; layout.header_len()];
     let have = storage.read_at(&mut bytes, 0)?;

@@ -2,21 +2,23 @@
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 
 use crate::crypto::random_array;
 use crate::format::descriptor::{DESCRIPTOR_NAME, NameMode, Params};
 use crate::format::{DirId, VolumeId, dirfile};
+use crate::fs::Access;
+use crate::fs::volume::{lock_root, open_root, unlock_error};
 use crate::keys::{KeySpec, unlock};
 
-use super::exit::{IN_USE, OTHER, failure};
+use super::exit::{FAILURE, failure};
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
 
@@ -34,7 +36,7 @@ pub struct InitArgs {
     dir: PathBuf,
     /// What unlocks the volume: `passphrase` or `keyfile:PATH` (the file is made if missing)
     #[arg(long, value_name = "KEYSPEC")]
-    key: String,
+    key: KeySpec,
     /// How many new files may share one wrapped data key
     #[arg(long, value_name = "N", default_value_t = 256,
           value_parser = clap::value_parser!(u32).range(1..=65536))]
@@ -44,7 +46,7 @@ pub struct InitArgs {
     names: Names,
     /// Also wrap every key for this public key (x25519:HEX); may be repeated
     #[arg(long, value_name = "KEYSPEC")]
-    recipient: Vec<String>,
+    recipient: Vec<KeySpec>,
     /// Use this volume id (32 hexadecimal digits) instead of a random one
     #[arg(long, value_name = "ID", value_parser = parse_volume_id)]
     volume_id: Option<VolumeId>,
@@ -72,15 +74,14 @@ struct Made {
 
 /// Runs the command.
 pub fn run(args: InitArgs) -> anyhow::Result<()> {
-    let key: KeySpec = args.key.parse()?;
-    let recipients =
-        args.recipient.iter().map(|r| r.parse()).collect::<Result<Vec<KeySpec>, _>>()?;
     let volume = args.volume_id.unwrap_or_else(|| VolumeId(random_array()));
     let dir = prepare_directory(&args.dir)?;
 
     let options = args.keys.creation_options();
-    let descriptor = unlock::create(volume, params(&args)?, &key, &recipients, &options)?;
-    let (_, unlocked) = unlock::unlock(&descriptor, &options)?;
+    let refused = |error| unlock_error(error, &args.dir);
+    let descriptor = unlock::create(volume, params(&args)?, &args.key, &args.recipient, &options)
+        .map_err(refused)?;
+    let (_, unlocked) = unlock::unlock(&descriptor, &options).map_err(refused)?;
     let root = dirfile::encode(DirId(random_array()), |bytes| unlocked.keys.directory_mac(bytes));
 
     write_durably(&args.dir, DIRFILE_NAME, DIRFILE_NAME, &root, 0o444)?;
@@ -112,7 +113,7 @@ fn parse_volume_id(text: &str) -> Result<VolumeId, String> {
 
 /// Makes the directory if it is missing, locks it, and refuses everything a volume cannot live in.
 /// The lock lasts as long as the returned file.
-fn prepare_directory(path: &Path) -> anyhow::Result<File> {
+fn prepare_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     let shown = path.display();
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -120,19 +121,15 @@ fn prepare_directory(path: &Path) -> anyhow::Result<File> {
         }
         _ => {}
     }
-    let dir = File::open(path).with_context(|| format!("cannot open {shown}"))?;
-    if !dir.metadata()?.is_dir() {
-        return Err(failure(OTHER, format!("{shown} is not a directory")));
-    }
-    flock(&dir, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| failure(IN_USE, format!("{shown} is in use by another kmsfs")))?;
+    let dir = open_root(path).map_err(|error| failure(FAILURE, error.message))?;
+    lock_root(&dir, path, Access::ReadWrite)?;
     if path.join(DESCRIPTOR_NAME).symlink_metadata().is_ok() {
-        return Err(failure(OTHER, format!("{shown} is a kmsfs volume already")));
+        return Err(failure(FAILURE, format!("{shown} is a kmsfs volume already")));
     }
     remove_leftovers(path)?;
     if fs::read_dir(path)?.next().is_some() {
         let hint = "a volume starts in an empty directory; move the files into it once it is mounted";
-        return Err(failure(OTHER, format!("{shown} is not empty; {hint}")));
+        return Err(failure(FAILURE, format!("{shown} is not empty; {hint}")));
     }
     refuse_case_folding(path)?;
     Ok(dir)
@@ -161,7 +158,7 @@ fn refuse_case_folding(path: &Path) -> anyhow::Result<()> {
     fs::remove_file(&probe)?;
     if folds {
         let message = "does not tell upper from lower case, and kmsfs names need that";
-        return Err(failure(OTHER, format!("{} {message}", path.display())));
+        return Err(failure(FAILURE, format!("{} {message}", path.display())));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::fs::volume::SESSION_NAME;
 use crate::fuse::control;
 use crate::fuse::mount::{table, unmount_path};
 
-use super::exit::{MOUNT_POINT, OTHER, failure};
+use super::exit::{MOUNT_POINT, FAILURE, failure};
 use super::output::Out;
 
 /// File system type in the kernel's mount table.
@@ -58,7 +58,7 @@ pub fn umount(args: UmountArgs) -> anyhow::Result<()> {
             let holders = table::holders(&point);
             let cure = "close it there and try again, or use --lazy";
             let text = format!("{} is busy{holders}; {cure}", point.display());
-            Err(failure(OTHER, text))
+            Err(failure(FAILURE, text))
         }
         Err(error) => Err(error).with_context(|| format!("cannot unmount {}", point.display())),
     }
@@ -72,7 +72,7 @@ fn require_clean_end(source: &Path) -> anyhow::Result<()> {
     let idle = flock(&root, FlockOperation::NonBlockingLockShared).is_ok();
     if idle && source.join(SESSION_NAME).symlink_metadata().is_ok() {
         let text = "the daemon ended without having written everything; its log says why";
-        return Err(failure(OTHER, format!("{}: {text}", source.display())));
+        return Err(failure(FAILURE, format!("{}: {text}", source.display())));
     }
     Ok(())
 }
@@ -147,12 +147,12 @@ fn no_answer(point: &Path, error: io::Error) -> anyhow::Error {
     let shown = point.display();
     match error.raw_os_error() {
         Some(libc::ENOTCONN) => failure(
-            OTHER,
+            FAILURE,
             format!("the daemon of {shown} has died; `kmsfsctl umount {shown}` clears the mount"),
         ),
         Some(libc::EPERM | libc::EACCES) => {
             let text = "only root and the user who mounted it may ask";
-            failure(OTHER, format!("{shown}: {text}"))
+            failure(FAILURE, format!("{shown}: {text}"))
         }
         _ => anyhow::Error::new(error).context(shown.to_string()),
     }

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use crate::fs::volume::Atime;
-use crate::fs::{Access, Attr, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume};
+use crate::fs::attr::ROOT;
+use crate::fs::{Access, Atime, Attr, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume};
 use crate::keys::UnlockOptions;
 
-use super::exit::{DAMAGE, KEY_UNAVAILABLE, OTHER, failure};
+use super::exit::{DAMAGE, KEY_UNAVAILABLE, FAILURE, failure};
 use super::output::shown;
 
-/// Inode number of the root directory.
-pub const ROOT: Ino = 1;
 /// Bytes asked for at a time.
 pub const PIECE: usize = 1 << 20;
 /// Symbolic links followed before a path counts as a loop, as in the kernel.
@@ -33,7 +31,7 @@ pub fn fs_failure(path: &[u8], error: &FsError) -> anyhow::Error {
     let code = match error.errno() {
         libc::EIO | libc::EOPNOTSUPP => DAMAGE,
         libc::ENOKEY | libc::EKEYREVOKED => KEY_UNAVAILABLE,
-        _ => OTHER,
+        _ => FAILURE,
     };
     failure(code, format!("{}: {error}", shown(path)))
 }
@@ -62,7 +60,7 @@ pub fn resolve(volume: &Volume, path: &[u8]) -> anyhow::Result<Attr> {
         }
         if target.starts_with(b"/") {
             let text = format!("{} leads out of the volume, to {}", shown(path), shown(&target));
-            return Err(failure(OTHER, text));
+            return Err(failure(FAILURE, text));
         }
         rest.extend(components(&target));
     }

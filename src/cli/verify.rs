@@ -7,6 +7,7 @@ use clap::Args;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::fs::Access;
 use crate::fs::survey::{Damage, regular_bytes};
 use crate::fs::verify::{Checked, Verifier, Watch};
 
@@ -14,7 +15,7 @@ use super::exit::{DAMAGE, failure};
 use super::output::{Out, hex, human_bytes, shown};
 use super::progress::Progress;
 use super::secrets::KeyOptions;
-use super::tree::{Lock, Tree};
+use super::tree::Tree;
 
 /// Check every name, attribute and byte of the volume in DIR
 #[derive(Args)]
@@ -125,7 +126,7 @@ impl Watch for Screen {
 
 /// Runs the command.
 pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
-    let tree = Tree::open(&args.dir, Lock::Shared, &args.keys.unlock_options())?;
+    let tree = Tree::open(&args.dir, Access::ReadOnly, &args.keys.unlock_options())?;
     let screen = Screen::new("checked", args.json);
     screen.expect(regular_bytes(&tree.root)?);
     let verifier = Verifier {

@@ -4,7 +4,6 @@
 //! not written, so an interrupted sweep is finished by running it again.
 
 use std::collections::HashSet;
-use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -14,9 +13,9 @@ use super::error::FsResult;
 use super::survey::{Damage, Found, Survey, Visitor};
 use super::verify::Watch;
 use crate::format::descriptor::NameMode;
-use crate::format::header::Header;
 use crate::keys::Keyring;
 use crate::store::content::VolumeContext;
+use crate::store::rewrap::rewrap_header;
 use crate::store::{Content, FileStorage, Storage};
 
 /// What a sweep did.
@@ -57,26 +56,16 @@ impl Sweep<'_> {
     fn header(&self, found: &Found) -> FsResult<bool> {
         let reading = FileStorage(backing::open_file(&*found.parent, &found.entry, false)?);
         let header = Content::read_header(&self.context, &reading)?;
-        let Some(header) = self.rewrapped(header)? else { return Ok(false) };
-        let bytes =
-            header.encode(self.context.layout, |bytes| self.context.keys.header_mac(bytes))?;
-        let storage = FileStorage(backing::open_file(&*found.parent, &found.entry, true)?);
-        storage.write_at(&[IoSlice::new(&bytes)], 0)?;
-        storage.set_mtime((found.stat.st_mtime, found.stat.st_mtime_nsec as u32))?;
-        Ok(true)
-    }
-
-    fn rewrapped(&self, mut header: Header) -> FsResult<Option<Header>> {
         let current = self.keyring.rewrap(&header.current)?;
         let next = header.next.as_ref().map(|slot| self.keyring.rewrap(slot)).transpose()?;
-        let next = next.flatten();
+        let [current, next] = [current, next.flatten()].map(|slot| slot.map(|s| s.recipients));
         if current.is_none() && next.is_none() {
-            return Ok(None);
+            return Ok(false);
         }
-        header.wrap_epoch += 1;
-        header.current = current.unwrap_or(header.current);
-        header.next = next.or(header.next);
-        Ok(Some(header))
+        let storage = FileStorage(backing::open_file(&*found.parent, &found.entry, true)?);
+        rewrap_header(&self.context, &storage, current, next)?;
+        storage.set_mtime((found.stat.st_mtime, found.stat.st_mtime_nsec as u32))?;
+        Ok(true)
     }
 }
 

@@ -6,13 +6,14 @@
 //! right, goes on, and changes nothing. It must not know what is done with what it finds.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, Stat, openat};
 
 use super::attr::FileKind;
 use super::backing;
+use super::dirs::DirHandle;
 use super::error::{FsError, FsResult};
 use super::names::{self, Listed, NameCodec};
 use crate::crypto::VolumeKeys;
@@ -40,8 +41,8 @@ pub struct Found {
     pub plain: Vec<u8>,
     /// Backing path from the backing root.
     pub backing: Vec<u8>,
-    /// Backing directory it stands in.
-    pub parent: Arc<OwnedFd>,
+    /// Backing directory it stands in (the root stands in itself, as `.`).
+    pub(super) parent: Arc<DirHandle>,
     /// Entry name in it.
     pub entry: Vec<u8>,
     /// Kind.
@@ -77,7 +78,7 @@ pub struct Survey<'a> {
 
 /// A directory still to be walked.
 struct Pending {
-    parent: Arc<OwnedFd>,
+    parent: Arc<DirHandle>,
     entry: Vec<u8>,
     plain: Vec<u8>,
     backing: Vec<u8>,
@@ -86,7 +87,7 @@ struct Pending {
 
 /// A directory being walked.
 struct Open {
-    fd: Arc<OwnedFd>,
+    fd: Arc<DirHandle>,
     id: Option<DirId>,
     plain: Vec<u8>,
     backing: Vec<u8>,
@@ -109,7 +110,7 @@ impl Open {
 impl Survey<'_> {
     /// Walks the whole tree below the backing root. Fails only if the root itself cannot be read.
     pub fn walk(&self, root: impl AsFd, visitor: &mut dyn Visitor) -> FsResult<()> {
-        let root = Arc::new(backing::open_dir(root)?);
+        let root = Arc::new(DirHandle(backing::open_dir(root)?));
         let stat = rustix::fs::fstat(&*root)?;
         let first = Pending {
             parent: root,
@@ -139,7 +140,8 @@ impl Survey<'_> {
         visitor: &mut dyn Visitor,
     ) -> FsResult<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = Arc::new(openat(&pending.parent, &pending.entry[..], flags, Mode::empty())?);
+        let fd = openat(&*pending.parent, &pending.entry[..], flags, Mode::empty())?;
+        let fd = Arc::new(DirHandle(fd));
         let mut names: Vec<Vec<u8>> = backing::list(&*fd)?.into_iter().map(|e| e.name).collect();
         names.sort_unstable();
         let mut open = Open {

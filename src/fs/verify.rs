@@ -2,7 +2,7 @@
 //! chunk. Several threads read content while one walks; damage is reported and the check goes on.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 
 use super::attr::FileKind;
 use super::backing;
+use super::dirs::Loc;
 use super::error::FsResult;
 use super::survey::{Damage, Found, Survey, Visitor};
+use super::xattr;
 use crate::crypto::{VolumeKeys, volumekeys};
 use crate::format::descriptor::NameMode;
 use crate::keys::Keyring;
@@ -21,8 +23,6 @@ use crate::store::{Content, FileStorage, Storage};
 
 /// Object id of attributes on anything that is neither a regular file nor a directory.
 const NO_OBJECT: [u8; 16] = [0; 16];
-/// Prefixes under which encrypted attributes are stored.
-const XATTR_PREFIXES: [&str; 2] = ["user.kmsfs.", "trusted.kmsfs."];
 /// Files that wait for a thread; each holds its directory open.
 const QUEUE: usize = 64;
 
@@ -123,15 +123,42 @@ impl Verifier<'_> {
 
     /// Decrypts every attribute of ours.
     fn attributes(&self, found: &Found, object: &[u8; 16]) {
-        let path = entry_path(&found.parent, &found.entry);
-        for (stored, sealed) in stored_attributes(&path) {
-            let opened = open_attribute(&self.context.keys, object, &path, &stored, &sealed);
-            if !opened {
-                let text = format!("attribute {stored} does not decrypt");
+        let loc = Loc::At(found.parent.clone(), found.entry.clone().into());
+        let names = match xattr::list(&loc) {
+            Ok(names) => names,
+            Err(error) => return self.watch.damaged(found.damage(format!("attributes: {error}"))),
+        };
+        for stored in names {
+            if attribute_opens(&self.context.keys, object, &loc, &stored) == Some(false) {
+                let shown = String::from_utf8_lossy(&stored);
+                let text = format!("extended attribute {shown} does not authenticate");
                 self.watch.damaged(found.damage(text));
             }
         }
     }
+}
+
+/// Whether name and value of a stored attribute open; `None` if it is not one of ours.
+fn attribute_opens(
+    keys: &VolumeKeys,
+    object: &[u8; 16],
+    loc: &Loc,
+    stored: &[u8],
+) -> Option<bool> {
+    let text = xattr::SPACES.iter().find_map(|space| stored.strip_prefix(space.as_bytes()))?;
+    let opens = || {
+        let raw = xattr::get(loc, stored).ok()?;
+        let short;
+        let (sealed, value) = if text.starts_with(xattr::LONG.as_bytes()) {
+            xattr::split_long(&raw)?
+        } else {
+            short = volumekeys::decode_name(text)?;
+            (&short[..], &raw[..])
+        };
+        let name = keys.open_xattr_name(object, sealed).ok()?;
+        keys.open_xattr_value(object, &name, value).ok()
+    };
+    Some(opens().is_some())
 }
 
 /// Counts what the walk finds and hands regular files to the threads.
@@ -169,42 +196,5 @@ impl Visitor for Queue<'_> {
 
     fn damaged(&mut self, damage: Damage) {
         self.verifier.watch.damaged(damage);
-    }
-}
-
-/// Reaches an entry without following it where a system call takes paths only.
-fn entry_path(parent: &Arc<OwnedFd>, entry: &[u8]) -> Vec<u8> {
-    [backing::proc_path(&**parent).as_bytes(), b"/", entry].concat()
-}
-
-/// Our encrypted attributes: stored name and the sealed real name in it (empty if it is not ours).
-fn stored_attributes(path: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let mut list = vec![0; 64 << 10];
-    let Ok(len) = rustix::fs::llistxattr(path, &mut list[..]) else { return Vec::new() };
-    list[..len]
-        .split(|byte| *byte == 0)
-        .filter_map(|name| {
-            let name = std::str::from_utf8(name).ok()?;
-            let text = XATTR_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix))?;
-            let sealed = volumekeys::decode_name(text.as_bytes()).unwrap_or_default();
-            Some((name.to_owned(), sealed))
-        })
-        .collect()
-}
-
-fn open_attribute(
-    keys: &VolumeKeys,
-    object: &[u8; 16],
-    path: &[u8],
-    stored: &str,
-    sealed: &[u8],
-) -> bool {
-    let mut value = vec![0; 64 << 10];
-    let Ok(name) = keys.open_xattr_name(object, sealed) else { return false };
-    match rustix::fs::lgetxattr(path, stored, &mut value[..]) {
-        Ok(len) => keys.open_xattr_value(object, &name, &value[..len]).is_ok(),
-        // Removed meanwhile: cannot happen under our lock, and is no damage if it does.
-        Err(rustix::io::Errno::NODATA) => true,
-        Err(_) => false,
     }
 }
