@@ -6,6 +6,7 @@
 
 pub mod ctl;
 pub mod exit;
+pub mod mount;
 
 mod cat;
 mod export;
