@@ -1,9 +1,9 @@
 //! `kmsfsctl init`: makes a volume.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Write};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,13 +19,13 @@ use crate::fs::volume::{lock_root, open_root, unlock_error};
 use crate::keys::{KeySpec, unlock};
 
 use super::exit::{FAILURE, failure};
+use super::mount::options::volume_id;
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
+use super::tree::{NEW_DESCRIPTOR_NAME, write_descriptor, write_durably};
 
 /// File name of a directory's id.
 const DIRFILE_NAME: &str = "kmsfs.dir";
-/// The descriptor before it gets its name.
-const NEW_DESCRIPTOR_NAME: &str = "kmsfs.volume.new";
 /// Made and looked up in two spellings, to find out whether the backing folds case.
 const PROBE_NAMES: [&str; 2] = ["kmsfs.probe-a", "kmsfs.probe-A"];
 
@@ -48,8 +48,8 @@ pub struct InitArgs {
     #[arg(long, value_name = "KEYSPEC")]
     recipient: Vec<KeySpec>,
     /// Use this volume id (32 hexadecimal digits) instead of a random one
-    #[arg(long, value_name = "ID", value_parser = parse_volume_id)]
-    volume_id: Option<VolumeId>,
+    #[arg(long, value_name = "ID", value_parser = volume_id)]
+    volume_id: Option<[u8; 16]>,
     /// Header blocks of 4 KiB per file: 1, 2 or 4; more leave room for more recipients
     #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "2", "4"])]
     header_blocks: String,
@@ -74,7 +74,7 @@ struct Made {
 
 /// Runs the command.
 pub fn run(args: InitArgs) -> anyhow::Result<()> {
-    let volume = args.volume_id.unwrap_or_else(|| VolumeId(random_array()));
+    let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
     let dir = prepare_directory(&args.dir)?;
 
     let options = args.keys.creation_options();
@@ -85,7 +85,7 @@ pub fn run(args: InitArgs) -> anyhow::Result<()> {
     let root = dirfile::encode(DirId(random_array()), |bytes| unlocked.keys.directory_mac(bytes));
 
     write_durably(&args.dir, DIRFILE_NAME, DIRFILE_NAME, &root, 0o444)?;
-    write_durably(&args.dir, NEW_DESCRIPTOR_NAME, DESCRIPTOR_NAME, &descriptor, 0o600)?;
+    write_descriptor(&args.dir, &descriptor)?;
     drop(dir);
     print(&args, volume)
 }
@@ -101,14 +101,6 @@ fn params(args: &InitArgs) -> anyhow::Result<Params> {
         files_per_data_key: args.files_per_data_key,
         created: now.as_secs(),
     })
-}
-
-fn parse_volume_id(text: &str) -> Result<VolumeId, String> {
-    let bytes = data_encoding::HEXLOWER_PERMISSIVE
-        .decode(text.as_bytes())
-        .ok()
-        .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
-    bytes.map(VolumeId).ok_or_else(|| "a volume id is 32 hexadecimal digits".into())
 }
 
 /// Makes the directory if it is missing, locks it, and refuses everything a volume cannot live in.
@@ -163,30 +155,6 @@ fn refuse_case_folding(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes a file under `first`, makes it durable, and gives it its `name` in `dir`.
-pub(super) fn write_durably(
-    dir: &Path,
-    first: &str,
-    name: &str,
-    bytes: &[u8],
-    mode: u32,
-) -> anyhow::Result<()> {
-    let write = || -> io::Result<()> {
-        let path = dir.join(first);
-        let mut options = fs::OpenOptions::new();
-        let mut file =
-            options.write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        file.write_all(bytes)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        file.sync_all()?;
-        if first != name {
-            fs::rename(&path, dir.join(name))?;
-        }
-        File::open(dir)?.sync_all()
-    };
-    write().with_context(|| format!("cannot write {}", dir.join(name).display()))
-}
-
 fn print(args: &InitArgs, volume: VolumeId) -> anyhow::Result<()> {
     let mut out = Out::new();
     let directory = args.dir.display().to_string();
@@ -202,16 +170,6 @@ fn print(args: &InitArgs, volume: VolumeId) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn volume_ids_are_32_digits() {
-        assert_eq!(
-            parse_volume_id("00112233445566778899AABBccddeeff").map(|id| id.0[15]),
-            Ok(0xff)
-        );
-        assert!(parse_volume_id("00112233445566778899aabbccddee").is_err());
-        assert!(parse_volume_id("zz112233445566778899aabbccddeeff").is_err());
-    }
 
     #[test]
     fn an_interrupted_init_is_cleared_and_anything_else_is_not() -> anyhow::Result<()> {

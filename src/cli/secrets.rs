@@ -5,13 +5,13 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::Args;
 use parking_lot::Mutex;
 
 use crate::crypto::SecretBytes;
 use crate::keys::UnlockOptions;
+use crate::keys::unlock::Prompt;
 
 /// The key options every command that opens a volume takes.
 #[derive(Args, Clone, Default)]
@@ -38,23 +38,17 @@ impl KeyOptions {
         self.with_prompt(Box::new(ask))
     }
 
-    /// For making a volume: the passphrase is asked for twice, and remembered until the options
-    /// are dropped, because the new descriptor is opened again to write the root directory.
-    pub fn creation_options(&self) -> UnlockOptions {
-        let kept: Arc<Mutex<Option<SecretBytes>>> = Arc::default();
-        self.with_prompt(Box::new(move |prompt| {
-            let mut kept = kept.lock();
-            let secret = match kept.take() {
-                Some(secret) => secret,
-                None => ask_twice(prompt)?,
-            };
-            let answer = SecretBytes::new(secret.expose().to_vec());
-            *kept = Some(secret);
-            Ok(answer)
-        }))
+    /// For opening a volume again after its descriptor was changed: asked for once all the same.
+    pub fn remembering_options(&self) -> UnlockOptions {
+        self.with_prompt(remembered(ask))
     }
 
-    fn with_prompt(&self, prompt: Box<crate::keys::unlock::Prompt>) -> UnlockOptions {
+    /// For making a volume, which is opened right afterwards: a new passphrase, typed twice.
+    pub fn creation_options(&self) -> UnlockOptions {
+        self.with_prompt(remembered(ask_twice))
+    }
+
+    fn with_prompt(&self, prompt: Box<Prompt>) -> UnlockOptions {
         UnlockOptions {
             passphrase_file: self.passphrase_file.clone(),
             keyfile: self.keyfile.clone(),
@@ -62,6 +56,23 @@ impl KeyOptions {
             prompt: Some(prompt),
         }
     }
+}
+
+/// Asks the first time and gives the same answer until it is dropped.
+fn remembered(
+    ask: impl Fn(&str) -> io::Result<SecretBytes> + Send + Sync + 'static,
+) -> Box<Prompt> {
+    let kept: Mutex<Option<SecretBytes>> = Mutex::default();
+    Box::new(move |prompt| {
+        let mut kept = kept.lock();
+        let secret = match kept.take() {
+            Some(secret) => secret,
+            None => ask(prompt)?,
+        };
+        let answer = SecretBytes::new(secret.expose().to_vec());
+        *kept = Some(secret);
+        Ok(answer)
+    })
 }
 
 /// Asks once on the controlling terminal, without echo.

@@ -1,10 +1,15 @@
 //! An unlocked volume that is not mounted, for the commands that work on the backing tree itself.
 
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::format::descriptor::Descriptor;
+use anyhow::Context as _;
+
+use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::fs::volume::{
     Access, OpenError, lock_root, open_root, read_descriptor, unlock_error, volume_context,
 };
@@ -57,4 +62,36 @@ pub fn locked(path: &Path, access: Access) -> Result<(OwnedFd, Vec<u8>), OpenErr
     lock_root(&root, path, access)?;
     let bytes = read_descriptor(&root, path)?;
     Ok((root, bytes))
+}
+
+/// The descriptor before it gets its name.
+pub const NEW_DESCRIPTOR_NAME: &str = "kmsfs.volume.new";
+
+/// Replaces the descriptor: a crash leaves the old or the new one.
+pub fn write_descriptor(dir: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write_durably(dir, NEW_DESCRIPTOR_NAME, DESCRIPTOR_NAME, bytes, 0o600)
+}
+
+/// Writes a file under `first`, makes it durable, and gives it its `name` in `dir`.
+pub fn write_durably(
+    dir: &Path,
+    first: &str,
+    name: &str,
+    bytes: &[u8],
+    mode: u32,
+) -> anyhow::Result<()> {
+    let write = || -> io::Result<()> {
+        let path = dir.join(first);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&path)?;
+        file.write_all(bytes)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        if first != name {
+            fs::rename(&path, dir.join(name))?;
+        }
+        File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", dir.join(name).display()))
 }
