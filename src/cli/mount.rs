@@ -1,8 +1,8 @@
 //! `kmsfs SOURCE MOUNTPOINT`, also as `mount.kmsfs` and `mount.fuse.kmsfs` for mount(8).
 
-mod options;
+pub(super) mod options;
 
-use crate::crypto::{BACKEND, SecretBytes};
+use crate::crypto::BACKEND;
 use crate::fs::volume::OpenError;
 use crate::fs::{Access, MountFlags, Volume};
 use crate::fuse::session::{Config, SessionError, serve};
@@ -181,7 +181,7 @@ fn open_volume(
         passphrase_file: words.passphrase_file,
         keyfile: words.keyfile,
         identity: words.identity,
-        prompt: Some(Box::new(ask)),
+        prompt: Some(Box::new(super::secrets::ask)),
     };
     let volume = Volume::open(source, access, flags, &unlock)?;
     let found = volume.descriptor().volume.0;
@@ -196,10 +196,6 @@ fn open_volume(
         return Err(OpenError { message, exit_code: EXIT_OTHER });
     }
     Ok(volume)
-}
-
-fn ask(prompt: &str) -> std::io::Result<SecretBytes> {
-    rpassword::prompt_password(prompt).map(|text| SecretBytes::new(text.into_bytes()))
 }
 
 #[cfg(test)]
