@@ -14,6 +14,9 @@ mod inode;
 pub mod names;
 mod readdir;
 mod remove;
+pub mod rewrap;
+pub mod survey;
+pub mod verify;
 pub mod volume;
 mod xattr;
 

@@ -5,6 +5,9 @@
 //! slot wiped when it is freed. Locks do not survive `fork`, so a daemon forks before it unlocks keys.
 #![allow(unsafe_code)]
 
+pub mod logging;
+pub mod process;
+
 use parking_lot::Mutex;
 use std::alloc::Layout;
 use std::mem::MaybeUninit;

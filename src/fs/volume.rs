@@ -322,7 +322,8 @@ fn dir_cache_size() -> usize {
     (limit.unwrap_or(4096) / 2).clamp(16, 4096) as usize
 }
 
-fn volume_context(
+/// What the engine needs of an unlocked volume; `rekey_limit` 0 is the format's.
+pub fn volume_context(
     descriptor: &Descriptor,
     keys: Arc<VolumeKeys>,
     rekey_limit: u64,

@@ -26,9 +26,9 @@ const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
 /// Backing name spaces: `user.*` in the first, what only root may touch in the second.
-const SPACES: [&str; 2] = ["user.kmsfs.", "trusted.kmsfs."];
+pub(super) const SPACES: [&str; 2] = ["user.kmsfs.", "trusted.kmsfs."];
 /// Follows the space when the encrypted name is too long and stands before the value.
-const LONG: &str = "long.";
+pub(super) const LONG: &str = "long.";
 
 /// A backing attribute name, and the sealed name if it is too long to stand there.
 struct Stored {
@@ -283,7 +283,7 @@ fn join_long(name: &[u8], value: &[u8]) -> Vec<u8> {
     [&(name.len() as u16).to_le_bytes()[..], name, value].concat()
 }
 
-fn split_long(raw: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn split_long(raw: &[u8]) -> Option<(&[u8], &[u8])> {
     let len = u16::from_le_bytes(raw.get(..LONG_HEAD)?.try_into().ok()?);
     raw[LONG_HEAD..].split_at_checked(usize::from(len))
 }
@@ -293,7 +293,7 @@ fn entry_path(dir: &DirHandle, entry: &[u8]) -> Vec<u8> {
     [backing::proc_path(&dir.0).as_bytes(), b"/", entry].concat()
 }
 
-fn get(loc: &Loc, name: &[u8]) -> Result<Vec<u8>, Errno> {
+pub(super) fn get(loc: &Loc, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let mut value: Vec<u8> = vec![0; 1024];
     loop {
         let got = match loc {
@@ -313,7 +313,7 @@ fn get(loc: &Loc, name: &[u8]) -> Result<Vec<u8>, Errno> {
     }
 }
 
-fn list(loc: &Loc) -> Result<Vec<Vec<u8>>, Errno> {
+pub(super) fn list(loc: &Loc) -> Result<Vec<Vec<u8>>, Errno> {
     let mut names: Vec<u8> = vec![0; 2048];
     loop {
         let got = match loc {
