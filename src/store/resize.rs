@@ -93,7 +93,7 @@ impl State {
         }
         self.trim_tree(groups(size))?;
         let seg = self.loaded_mut(number)?;
-        cut.for_each(|c| drop(seg.clear_tag(c)));
+        cut.for_each(|c| seg.clear_tag(c));
         self.overlay.cut(keep);
         self.size = size;
         match tail {
