@@ -49,7 +49,8 @@ profile nomsync 900000 65536 0 true
 profile tree 70000000 262144 0 false
 
 PROFILES=${PROFILES:-header border group bytes nomsync tree}
-OPS=$((TOTAL / $(wc -w <<<"$BACKINGS") / $(wc -w <<<"$PROFILES") / SEEDS))
+RUNS=$(($(wc -w <<<"$BACKINGS") * $(wc -w <<<"$PROFILES") * SEEDS))
+OPS=$(((TOTAL + RUNS - 1) / RUNS))
 mkdir "$WORK/artifacts"
 total=0
 for back in $BACKINGS; do

@@ -80,6 +80,7 @@ def main():
     first_names = {}
     for rel in walk(top):
         print(describe(os.path.join(top, rel), rel, options, first_names))
+    print("# end")
 
 
 main()
