@@ -4,8 +4,8 @@
 mod kit;
 
 use kit::{Volume, array, hex, secret, unhex, unrows};
-use kmsfs::crypto::wrap::{self, Argon2Cost, Purpose};
 use kmsfs::crypto::volumekeys::{encode_name, long_name_hash};
+use kmsfs::crypto::wrap::{self, Argon2Cost, Purpose};
 use kmsfs::crypto::{DataKey, FileKeys, SecretBytes, hpke};
 use kmsfs::format::descriptor::{Descriptor, MasterKdf, MasterSlot, NameMode, Params};
 use kmsfs::format::header::{Header, KeySlot, Recipient, RecipientKind};
