@@ -1,7 +1,7 @@
 //! Every vector in `tests/vectors/`, accepted or rejected with exactly the error it names.
 //!
-//! `KMSFS_REGENERATE_VECTORS=1 cargo test --test vectors writers` writes them anew; a change of the format
-//! is the only reason to do that, and needs a new version.
+//! `KMSFS_REGENERATE_VECTORS=1 cargo test --test vectors writers` writes them anew; a change of the
+//! format is the only reason to do that, and needs a new version.
 
 #[path = "vectors/file.rs"]
 mod file;
