@@ -141,15 +141,6 @@ fn map_chunk() -> NonNull<u8> {
 }
 
 /// A value in a locked, undumped slot; dropped and wiped with its owner. No Debug, no Clone.
-///
-/// ```compile_fail
-/// let key = kmsfs::sys::Locked::new([0u8; 32]);
-/// let copy = key.clone();
-/// let _: kmsfs::sys::Locked<[u8; 32]> = copy;
-/// ```
-/// ```compile_fail
-/// println!("{:?}", kmsfs::sys::Locked::new([0u8; 32]));
-/// ```
 pub struct Locked<T> {
     ptr: NonNull<T>,
 }

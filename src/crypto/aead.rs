@@ -24,15 +24,6 @@ use ring_gcm as backend;
 pub const BACKEND: &str = backend::NAME;
 
 /// An expanded AES-256-GCM key; wiped on drop.
-///
-/// ```compile_fail
-/// fn show<T: std::fmt::Debug>() {}
-/// show::<kmsfs::crypto::SegmentKey>();
-/// ```
-/// ```compile_fail
-/// fn copy<T: Clone>() {}
-/// copy::<kmsfs::crypto::SegmentKey>();
-/// ```
 pub struct SegmentKey {
     inner: backend::Key,
 }
