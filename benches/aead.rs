@@ -1,8 +1,9 @@
-//! What cryptography costs per operation, single thread: chunks of 4 KiB under both AEAD backends, key
-//! set-up, header MAC, tree hash, names.
+//! What cryptography costs per operation, single thread: chunks of 4 KiB under both AEAD backends,
+//! key set-up, header MAC, tree hash, names.
 //!
-//! Run with `cargo bench --bench aead`. Rounds of all measurements are interleaved, so that a change of
-//! clock or a busy neighbour hits all of them; the median round counts. Figures are of this machine.
+//! Run with `cargo bench --bench aead`. Rounds of all measurements are interleaved, so that a
+//! change of clock or a busy neighbour hits all of them; the median round counts. Figures are of
+//! this machine.
 
 use kmsfs::crypto::aead::portable;
 use kmsfs::crypto::{BACKEND, DataKey, FileKeys, Secret, SegmentKey, VolumeKey, VolumeKeys};

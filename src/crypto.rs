@@ -60,8 +60,8 @@ pub(crate) mod testing {
         std::array::from_fn(|i| from.wrapping_add(i as u8))
     }
 
-    /// Does not compile when one of the types implements Debug or Clone: two candidates for the same
-    /// call are ambiguous.
+    /// Does not compile when one of the types implements Debug or Clone: two candidates for the
+    /// same call are ambiguous.
     macro_rules! assert_neither_debug_nor_clone {
         ($($secret:ty),+ $(,)?) => {
             trait Ambiguous<Which> {

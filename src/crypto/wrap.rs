@@ -50,7 +50,8 @@ impl Argon2Cost {
 pub enum KdfError {
     /// Outside what we accept.
     #[error(
-        "Argon2id cost of {} KiB, {} passes, {} lanes is outside the accepted range", .0.m_kib, .0.t, .0.p
+        "Argon2id cost of {} KiB, {} passes, {} lanes is outside the accepted range",
+        .0.m_kib, .0.t, .0.p
     )]
     Cost(Argon2Cost),
     /// Less free memory than the cost asks for.

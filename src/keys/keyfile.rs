@@ -1,7 +1,7 @@
 //! Key files and identity files on disk.
 //!
-//! Both are one line saying what they are and one line of 64 hexadecimal digits. They must belong to
-//! the caller or to root and be closed to everybody else.
+//! Both are one line saying what they are and one line of 64 hexadecimal digits. They must belong
+//! to the caller or to root and be closed to everybody else.
 
 use super::KeyError;
 use crate::crypto::hpke::Identity;
@@ -42,8 +42,9 @@ pub fn create_identity(path: &Path) -> Result<Identity, KeyError> {
     Ok(identity)
 }
 
-/// Reads a passphrase; one newline at its end is dropped. Pipes are fine. A file that others can read
-/// is reported in the log but used: where passphrase files come from is often not ours to choose.
+/// Reads a passphrase; one newline at its end is dropped. Pipes are fine. A file that others can
+/// read is reported in the log but used: where passphrase files come from is often not ours to
+/// choose.
 pub fn read_passphrase_file(path: &Path) -> Result<SecretBytes, KeyError> {
     let failed = |e| unreadable(path, "passphrase file", &e);
     let file = File::open(path).map_err(failed)?;
@@ -130,7 +131,8 @@ fn unreadable(path: &Path, what: &str, error: &io::Error) -> KeyError {
     KeyError::Misconfigured(match error.kind() {
         io::ErrorKind::NotFound => {
             format!(
-                "{what} {path} does not exist; make the medium it is on available, or name another place"
+                "{what} {path} does not exist; make the medium it is on available, or name \
+                 another place"
             )
         }
         io::ErrorKind::PermissionDenied => {
