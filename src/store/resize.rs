@@ -143,7 +143,7 @@ impl State {
         if first > last {
             self.zero_part(offset, end)?;
         } else {
-            self.zero_part(offset, first * CHUNK)?;
+            self.zero_part(offset, end.min(first * CHUNK))?;
             self.zero_part(last * CHUNK, end)?;
             self.punch_chunks(first, last)?;
         }
