@@ -329,3 +329,13 @@ fn many_segments_are_loaded_and_forgotten() {
     assert_eq!(content.seek_data(at(3000) + 1).unwrap(), Some(at(3000) + 1));
     assert_eq!(content.seek_data(at(3000) + CHUNK).unwrap(), Some(at(3001) / CHUNK * CHUNK));
 }
+
+#[test]
+fn what_was_cut_before_the_commit_is_never_written() {
+    let bed = Bed::new();
+    let content = bed.create();
+    content.write(0, &[1; 40_000]).unwrap();
+    content.truncate(4096).unwrap();
+    content.commit().unwrap();
+    assert_eq!(calls(&bed.disk), [write(0, 8192)]);
+}

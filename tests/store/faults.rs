@@ -194,3 +194,52 @@ fn a_failed_time_is_set_later() {
     content.commit().unwrap();
     assert_eq!(bed.disk.take_calls(), [Call::SetMtime((7, 8))]);
 }
+
+#[test]
+fn a_group_emptied_and_refilled_around_a_failed_commit_is_found() {
+    let bed = Bed::new();
+    let content = bed.create();
+    let far = GROUPS + 200 * 128 * CHUNK;
+    content.write(GROUPS, b"first").unwrap();
+    content.write(far, b"far").unwrap();
+    content.commit().unwrap();
+    content.punch(GROUPS, CHUNK).unwrap();
+    bed.disk.set_fault(fault(0, 1, EIO));
+    assert!(content.commit().is_err());
+    content.write(GROUPS, b"again").unwrap();
+    assert_eq!(content.seek_data(10).unwrap(), Some(GROUPS));
+    content.commit().unwrap();
+    let content = bed.open();
+    assert_eq!(content.seek_data(10).unwrap(), Some(GROUPS));
+    assert_eq!(read(&content, GROUPS, 5).unwrap(), b"again");
+}
+
+#[test]
+fn a_header_that_landed_despite_the_error_stays_true() {
+    let bed = Bed::new();
+    let content = bed.create();
+    content.write(0, &[1; 4096]).unwrap();
+    content.write(2 * CHUNK, &[2; 100_000]).unwrap();
+    // Header and first chunk go in one write, of which half, the header, arrives.
+    bed.disk.set_fault(fault(0, 1, EIO));
+    assert!(content.commit().is_err());
+    content.write(2 * CHUNK, &[3; 100_000]).unwrap();
+    let crashed = bed.on(bed.disk.snapshot()).try_open(false).unwrap();
+    assert_eq!(read(&crashed, 2 * CHUNK, 100_000).unwrap(), [2; 100_000]);
+    content.commit().unwrap();
+    assert_eq!(read(&bed.open(), 2 * CHUNK, 100_000).unwrap(), [3; 100_000]);
+}
+
+#[test]
+fn a_torn_rewrite_in_place_loses_nothing() {
+    let bed = Bed::new();
+    let content = bed.create();
+    content.write(0, &[1; 100_000]).unwrap();
+    bed.disk.set_fault(fault(0, 1, ENOSPC));
+    assert!(content.write(50, &[2; 100_000]).is_err());
+    let got = read(&content, 0, 200_000).unwrap();
+    assert_eq!(got[..50], [1; 50]);
+    assert!(got.len() >= 100_000 && got[50..].iter().all(|b| *b == 2));
+    content.commit().unwrap();
+    assert!(read(&bed.open(), 0, 200_000).unwrap() == got);
+}
