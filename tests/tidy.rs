@@ -35,7 +35,14 @@ const OWNED_CRATES: [(&str, &str); 14] = [
 
 /// Types that hold secrets: never printed, never copied by accident.
 const SECRET_TYPES: [&str; 8] = [
-    "Secret", "SecretBytes", "DataKey", "VolumeKey", "VolumeKeys", "FileKeys", "SegmentKey", "Locked",
+    "Secret",
+    "SecretBytes",
+    "DataKey",
+    "VolumeKey",
+    "VolumeKeys",
+    "FileKeys",
+    "SegmentKey",
+    "Locked",
 ];
 
 /// Longest file, tests included.
@@ -120,7 +127,8 @@ fn test_only_files(source: &Source) -> Vec<PathBuf> {
     after_each(&source.code, "#[cfg(test)]")
         .filter_map(|rest| {
             let rest = rest.trim_start();
-            let rest = rest.strip_prefix("pub(crate) ").or(rest.strip_prefix("pub ")).unwrap_or(rest);
+            let rest =
+                rest.strip_prefix("pub(crate) ").or(rest.strip_prefix("pub ")).unwrap_or(rest);
             let name = rest.strip_prefix("mod ")?.split_once(';')?.0;
             (!name.contains('{')).then(|| dir.join(name).with_extension("rs"))
         })
