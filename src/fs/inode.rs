@@ -139,11 +139,6 @@ impl InodeTable {
         self.map.read().len()
     }
 
-    /// All inodes at this moment.
-    pub fn snapshot(&self) -> Vec<Arc<Inode>> {
-        self.map.read().values().cloned().collect()
-    }
-
     /// Finds or adds the inode at a place and counts one kernel lookup.
     pub fn remember(
         &self,

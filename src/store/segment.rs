@@ -85,15 +85,13 @@ impl Seg {
         self.freed &= !(1 << i);
     }
 
-    /// Makes a chunk a hole; returns whether it held data.
-    pub fn clear_tag(&mut self, chunk: u64) -> bool {
+    /// Makes a chunk a hole.
+    pub fn clear_tag(&mut self, chunk: u64) {
         let i = self.index(chunk);
-        let held = !self.block.tags[i].is_hole();
-        if held {
+        if !self.block.tags[i].is_hole() {
             self.block.tags[i] = TagEntry::HOLE;
             self.freed |= 1 << i;
         }
-        held
     }
 
     /// Bit set of the chunks that hold data.
