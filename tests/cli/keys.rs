@@ -22,7 +22,7 @@ fn key_files_must_be_right_and_private() {
     fs::set_permissions(scratch.key(), fs::Permissions::from_mode(0o644)).unwrap();
     let says = ["volume.key", "chmod 600"];
     ctl!("verify", dir).refused(12, &says);
-    run(MOUNT, &[&dir, &scratch.path("")]).refused(12, &says);
+    run(MOUNT, &[&dir, &scratch.point()]).refused(12, &says);
     fs::set_permissions(scratch.key(), fs::Permissions::from_mode(0o400)).unwrap();
     ctl!("verify", dir).ok();
 

@@ -50,7 +50,7 @@ fn a_volume_is_mounted_looked_at_synced_and_unmounted() {
     let stored = |e: fs::DirEntry| e.metadata().is_ok_and(|m| m.len() == 4096 + 7);
     assert!(fs::read_dir(&dir).unwrap().any(|e| stored(e.unwrap())), "sync wrote nothing");
     ctl!("verify", dir).refused(14, &["in use"]);
-    run(MOUNT, &[&dir, &mount.scratch.path("")]).refused(14, &["in use"]);
+    run(MOUNT, &[&dir, &mount.scratch.point()]).refused(14, &["in use"]);
 
     let held = File::open(point.join("file")).unwrap();
     let me = format!("({})", std::process::id());

@@ -110,6 +110,13 @@ impl Scratch {
         self.volume().join("kmsfs.volume")
     }
 
+    /// An empty directory to mount on.
+    pub fn point(&self) -> PathBuf {
+        let point = self.path("point");
+        fs::create_dir_all(&point).expect("made");
+        point
+    }
+
     /// A file only its owner can read.
     pub fn secret_file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.path(name);

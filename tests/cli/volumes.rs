@@ -80,7 +80,7 @@ fn what_is_no_volume_is_refused_by_every_command() {
         ctl!("cat", dir, "x").refused(10, &[]);
         ctl!("export", dir, scratch.path("out")).refused(10, &[]);
         ctl!("key", "change-passphrase", dir).refused(10, &[]);
-        run(MOUNT, &[dir, &scratch.path("")]).refused(10, &[]);
+        run(MOUNT, &[dir, &scratch.point()]).refused(10, &[]);
     }
     ctl!("info", empty).refused(10, &["is not a kmsfs volume"]);
     assert!(!scratch.path("out").exists());
@@ -94,7 +94,7 @@ fn descriptors_that_cannot_be_trusted_are_refused() {
         fs::write(scratch.descriptor(), bytes).unwrap();
         ctl!("verify", scratch.volume()).refused(13, says);
         ctl!("cat", scratch.volume(), "x").refused(13, says);
-        run(MOUNT, &[&scratch.volume(), &scratch.path("")]).refused(13, says);
+        run(MOUNT, &[&scratch.volume(), &scratch.point()]).refused(13, says);
     };
     let mut newer = good.clone();
     newer[8] = 2;
