@@ -139,11 +139,6 @@ impl InodeTable {
         self.map.read().len()
     }
 
-    /// All inodes at this moment.
-    pub fn snapshot(&self) -> Vec<Arc<Inode>> {
-        self.map.read().values().cloned().collect()
-    }
-
     /// Finds or adds the inode at a place and counts one kernel lookup.
     pub fn remember(
         &self,
@@ -187,6 +182,10 @@ impl InodeTable {
     pub fn prune(&self, inode: Arc<Inode>) {
         let mut queue = vec![inode];
         while let Some(inode) = queue.pop() {
+            // Most closes end here, without touching the table's lock.
+            if inode.lookups.load(Ordering::Acquire) != 0 {
+                continue;
+            }
             let mut map = self.map.write();
             // Two references: the table's and ours. With the table locked nobody can add one.
             let idle = Arc::strong_count(&inode) == 2

@@ -158,8 +158,10 @@ impl Volume {
         new_name: &[u8],
         flags: u32,
     ) -> FsResult<()> {
-        let rename_flags = RenameFlags::from_bits(flags).ok_or(FsError::Errno(libc::EINVAL))?;
-        if rename_flags.contains(RenameFlags::WHITEOUT) {
+        let exchange = flags == libc::RENAME_EXCHANGE;
+        if flags & !(libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE) != 0
+            || flags == libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE
+        {
             return Err(FsError::Errno(libc::EINVAL));
         }
         self.require_writable()?;
@@ -169,11 +171,11 @@ impl Volume {
             Err(FsError::Errno(libc::ENOENT)) => None,
             Err(error) => return Err(error),
         };
-        if rename_flags.contains(RenameFlags::EXCHANGE) {
+        if exchange {
             let target = target.ok_or(FsError::Errno(libc::ENOENT))?;
             return self.exchange(&from, &target);
         }
-        if target.is_some() && rename_flags.contains(RenameFlags::NOREPLACE) {
+        if target.is_some() && flags == libc::RENAME_NOREPLACE {
             return Err(FsError::Errno(libc::EEXIST));
         }
         let slot = self.slot(new_parent, new_name)?;

@@ -2,8 +2,8 @@
 //!
 //! [`Plan`] is the seam for a journal: it lists every block image with its offset and whether a committed
 //! state refers to the block it replaces, and what has to happen behind the images ([`Settle`]). Here
-//! the images go to their place at once: everything but the header first, the header last, then
-//! cuts and punches, then the modification time.
+//! the images go to their place at once: what lies on fresh ground first, then what replaces committed
+//! blocks, the header last; then cuts and punches, then the modification time.
 
 use super::content::Time;
 use super::segment::{Seg, segment_chunks};
@@ -48,19 +48,22 @@ pub(super) struct Settle {
     pub len: Option<u64>,
     /// Ranges whose space nobody needs any more.
     pub punches: Vec<Range<u64>>,
+    /// Modification time of the backing file, set last.
+    pub mtime: Option<Time>,
 }
 
 impl Settle {
     fn is_empty(&self) -> bool {
-        self.len.is_none() && self.punches.is_empty()
+        self.len.is_none() && self.punches.is_empty() && self.mtime.is_none()
     }
 }
 
-/// Writes the images: neighbours together, the header's run last.
+/// Writes the images, neighbours together: runs on fresh ground, then the others, the header's last.
 fn write_images(storage: &dyn Storage, images: &[Image<'_>]) -> io::Result<()> {
-    let runs: Vec<_> = images.chunk_by(|a, b| a.end() == b.offset).collect();
+    let mut runs: Vec<_> = images.chunk_by(|a, b| a.end() == b.offset).collect();
+    runs.sort_by_key(|run| (run[0].offset == 0, run.iter().any(|i| !i.fresh)));
     let mut slices = Vec::with_capacity(images.len());
-    for run in runs.iter().rev() {
+    for run in runs {
         slices.clear();
         slices.extend(run.iter().map(|i| IoSlice::new(i.bytes)));
         storage.write_at(&slices, run[0].offset)?;
@@ -98,10 +101,11 @@ impl State {
         if self.changed {
             self.write_state()?;
         }
+        self.settle.mtime = self.mtime.take().or(self.settle.mtime);
         self.settle_space()?;
-        if let Some(time) = self.mtime {
+        if let Some(time) = self.settle.mtime {
             self.storage.set_mtime(time)?;
-            self.mtime = None;
+            self.settle.mtime = None;
         }
         Ok(())
     }
@@ -200,7 +204,7 @@ impl State {
         for (number, seg) in dirty.chain([(0, &self.first)]) {
             self.freed_runs(number, seg, len, &mut punches);
         }
-        Settle { len: Some(len), punches }
+        Settle { len: Some(len), punches, mtime: self.mtime.or(self.settle.mtime) }
     }
 
     /// Runs of chunks that became holes, as far as they lie before the new end.
@@ -212,8 +216,7 @@ impl State {
         let freed: Vec<u64> = segment_chunks(number).filter(freed).collect();
         for run in freed.chunk_by(|a, b| a + 1 == *b) {
             let from = self.ctx.layout.chunk_offset(run[0]);
-            let to = (from + (run.len() * BLOCK) as u64)
-                .min(end);
+            let to = (from + (run.len() * BLOCK) as u64).min(end);
             if from < to {
                 out.push(from..to);
             }

@@ -104,7 +104,8 @@ impl Content {
     }
     /// Modification time of uncommitted changes, if any.
     pub fn pending_mtime(&self) -> Option<Time> {
-        self.state.read().mtime
+        let state = self.state.read();
+        state.mtime.or(state.settle.mtime)
     }
     /// Overrides the modification time that the next commit gives the backing file. Returns false (and does nothing)
     /// when there is nothing uncommitted: the caller then sets it on the backing file itself.

@@ -60,12 +60,7 @@ impl State {
         Ok(())
     }
 
-    fn read_in_segment(
-        &self,
-        number: u64,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<(), StoreError> {
+    fn read_in_segment(&self, number: u64, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         let seg = self.loaded(number)?;
         let mut done = 0;
         while done < buf.len() {

@@ -93,7 +93,7 @@ impl State {
         }
         self.trim_tree(groups(size))?;
         let seg = self.loaded_mut(number)?;
-        cut.for_each(|c| drop(seg.clear_tag(c)));
+        cut.for_each(|c| seg.clear_tag(c));
         self.overlay.cut(keep);
         self.size = size;
         match tail {
@@ -143,7 +143,7 @@ impl State {
         if first > last {
             self.zero_part(offset, end)?;
         } else {
-            self.zero_part(offset, first * CHUNK)?;
+            self.zero_part(offset, end.min(first * CHUNK))?;
             self.zero_part(last * CHUNK, end)?;
             self.punch_chunks(first, last)?;
         }

@@ -85,15 +85,13 @@ impl Seg {
         self.freed &= !(1 << i);
     }
 
-    /// Makes a chunk a hole; returns whether it held data.
-    pub fn clear_tag(&mut self, chunk: u64) -> bool {
+    /// Makes a chunk a hole.
+    pub fn clear_tag(&mut self, chunk: u64) {
         let i = self.index(chunk);
-        let held = !self.block.tags[i].is_hole();
-        if held {
+        if !self.block.tags[i].is_hole() {
             self.block.tags[i] = TagEntry::HOLE;
             self.freed |= 1 << i;
         }
-        held
     }
 
     /// Bit set of the chunks that hold data.
@@ -121,8 +119,7 @@ impl State {
 
     /// A segment that the caller has loaded, to change it.
     pub fn loaded_mut(&mut self, number: u64) -> Result<&mut Seg, StoreError> {
-        let seg =
-            if number == 0 { Some(&mut self.first) } else { self.segments.get_mut(&number) };
+        let seg = if number == 0 { Some(&mut self.first) } else { self.segments.get_mut(&number) };
         seg.ok_or_else(|| not_loaded(number))
     }
 

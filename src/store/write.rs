@@ -34,8 +34,6 @@ struct Job<'a> {
     size: u64,
     /// One nonce per chunk of the job.
     nonces: &'a [[u8; 12]],
-    /// May fresh chunks go in place?
-    direct: bool,
 }
 
 impl Job<'_> {
@@ -88,7 +86,8 @@ impl State {
         if self.dirty_bytes() > DIRTY_LIMIT { self.commit() } else { Ok(()) }
     }
 
-    /// Writes within one segment. Everything that can fail in the tree comes first.
+    /// Writes within one segment, `direct` where chunks are fresh. Everything that can fail in the tree
+    /// comes first.
     pub fn write_in_segment(
         &mut self,
         offset: u64,
@@ -98,7 +97,7 @@ impl State {
         let number = segment_of(offset / CHUNK);
         let size = self.size.max(offset + data.len() as u64);
         let mut nonces = [[0; 12]; RUN];
-        let mut job = Job { number, offset, data, size, nonces: &[], direct };
+        let mut job = Job { number, offset, data, size, nonces: &[] };
         let count = (job.chunks().end - job.chunks().start) as usize;
         self.load_segment(number)?;
         self.mark_dirty(number)?;

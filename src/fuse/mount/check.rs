@@ -33,7 +33,8 @@ pub fn prepare(
     point: &Path,
     options: &MountOptions,
 ) -> Result<MountPoint, MountError> {
-    let path = match point.canonicalize() {
+    // Resolving the path of a dead mount may or may not touch it; looking at it always does.
+    let path = match point.canonicalize().and_then(|path| path.metadata().map(|_| path)) {
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => remove_stale(point)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let place = point.display();
