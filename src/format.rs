@@ -1,17 +1,29 @@
 //! The on-disk format as pure bytes and arithmetic; `FORMAT.md` beside this module is its text.
 //!
-//! Nothing here opens a file or holds a key: MACs come in as closures.
+//! Nothing here opens a file or holds a key: MACs come in as closures. Parsers take all of their
+//! input or none, make every check in the order FORMAT.md gives, and never panic.
 
+pub mod bytes;
 pub mod descriptor;
 pub mod dirfile;
 pub mod header;
 pub mod layout;
+pub mod recipient;
 pub mod tags;
+#[cfg(test)]
+mod testing;
 
 use thiserror::Error;
 
 /// Bytes of one backing block, of one chunk of plaintext, of one tag block and of one tree node.
 pub const BLOCK: usize = 4096;
+
+/// Format version written in every structure, and the only one read.
+pub const VERSION: u16 = 1;
+/// The only cipher suite: AES-256-GCM, HKDF-SHA-256, HMAC-SHA-256, AES-256-SIV.
+pub const SUITE: u8 = 1;
+/// log2 of [`BLOCK`], the only chunk size.
+pub const CHUNK_LOG2: u8 = 12;
 
 macro_rules! id16 {
     ($(#[$doc:meta])* $name:ident) => {
@@ -59,4 +71,21 @@ pub enum FormatError {
     /// Larger than the format can address.
     #[error("file too large")]
     TooLarge,
+}
+
+/// Version 1 passes; above is `Version`, 0 never existed.
+fn check_version(version: u16) -> Result<(), FormatError> {
+    match version {
+        VERSION => Ok(()),
+        0 => Err(FormatError::Field("version")),
+        newer => Err(FormatError::Version(newer)),
+    }
+}
+/// The suite, then the chunk size.
+fn check_suite(suite: u8, chunk_log2: u8) -> Result<(), FormatError> {
+    match (suite, chunk_log2) {
+        (SUITE, CHUNK_LOG2) => Ok(()),
+        (SUITE, _) => Err(FormatError::Field("chunk_log2")),
+        (unknown, _) => Err(FormatError::Suite(unknown)),
+    }
 }

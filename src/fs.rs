@@ -1,11 +1,25 @@
 //! The directory tree: inodes, handles, names, attributes, and the only errno table.
 //!
-//! Knows nothing of the kernel protocol: `fuse` converts, calls, replies.
+//! Knows nothing of the kernel protocol: `fuse` converts, calls, replies. The operations are
+//! methods of [`Volume`], one module per kind.
 
 pub mod attr;
+mod attrs;
+pub mod backing;
+mod create;
+mod dirs;
 pub mod error;
+mod files;
+mod inode;
+pub mod names;
+mod readdir;
+mod remove;
+pub mod rewrap;
+pub mod survey;
+pub mod verify;
 pub mod volume;
+mod xattr;
 
 pub use attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
 pub use error::{FsError, FsResult};
-pub use volume::{Access, DirEntry, Fh, MountFlags, Opened, Volume};
+pub use volume::{Access, Atime, DirEntry, Fh, MountFlags, OpenError, Opened, Volume};

@@ -1,11 +1,36 @@
-//! One encrypted file over [`Storage`]: reading, writing, truncating, committing. No provider, no directory, no FUSE.
+//! One encrypted file over [`Storage`]: reading, writing, truncating, committing.
+//!
+//! | module | task |
+//! |---|---|
+//! | [`storage`] | the backing file as a trait, and real files |
+//! | [`content`] | the public face: one lock around the state, shared by all handles |
+//! | `state` | what is known of the file: header, size, keys, what is committed |
+//! | `segment` | tags and keys of one segment; loading and evicting them |
+//! | `tree` | the keyed hash tree between tag blocks and root hash |
+//! | `read`, `write`, `resize` | the operations |
+//! | `commit` | what a commit consists of, and how it reaches the backing file in place |
+//! | `scan` | seeking for data and holes, verification |
+//! | [`rewrap`] | new recipients in a header, content untouched |
+//!
+//! Invariant of the whole layer: a block that the last committed state refers to is overwritten by a
+//! commit only. It must not know providers, directories or FUSE.
 
+mod commit;
 pub mod content;
+mod read;
+mod resize;
+pub mod rewrap;
+mod scan;
+mod segment;
+mod state;
 pub mod storage;
+mod tree;
+mod write;
 
 use thiserror::Error;
 
 pub use content::Content;
+pub use rewrap::rewrap_header;
 pub use storage::{FileStorage, Storage};
 
 /// What went wrong with one encrypted file.

@@ -1,1 +1,5 @@
-fn main() {}
+//! The mount program.
+
+fn main() {
+    std::process::exit(kmsfs::cli::mount::main());
+}

@@ -1,25 +1,53 @@
 //! Secret bytes: locked in memory, kept out of core dumps, wiped on drop; no Debug, no Clone.
 
+use crate::sys::Locked;
+
 /// A fixed-size secret in a locked page.
+///
+/// ```compile_fail
+/// let secret = kmsfs::crypto::Secret::<32>::random();
+/// let _: kmsfs::crypto::Secret<32> = secret.clone();
+/// ```
+/// ```compile_fail
+/// println!("{:?}", kmsfs::crypto::Secret::<32>::random());
+/// ```
 pub struct Secret<const N: usize> {
-    inner: Box<[u8; N]>,
+    inner: Locked<[u8; N]>,
 }
 impl<const N: usize> Secret<N> {
     /// Fresh random secret.
     pub fn random() -> Self {
-        todo!()
+        let mut inner = Locked::zeroed();
+        super::random(&mut *inner);
+        Self { inner }
     }
     /// Fills a new secret in place, so that it is never copied through unlocked memory.
     pub fn build<E>(fill: impl FnOnce(&mut [u8; N]) -> Result<(), E>) -> Result<Self, E> {
-        todo!()
+        let mut inner = Locked::zeroed();
+        fill(&mut inner)?;
+        Ok(Self { inner })
+    }
+    /// As [`Self::build`], for what cannot fail.
+    pub fn fill_with(fill: impl FnOnce(&mut [u8; N])) -> Self {
+        let mut inner = Locked::zeroed();
+        fill(&mut inner);
+        Self { inner }
     }
     /// The bytes.
     pub fn expose(&self) -> &[u8; N] {
-        todo!()
+        &self.inner
     }
 }
 
 /// A variable-size secret (passphrase, key file): wiped on drop.
+///
+/// ```compile_fail
+/// println!("{:?}", kmsfs::crypto::SecretBytes::new(vec![1]));
+/// ```
+/// ```compile_fail
+/// let secret = kmsfs::crypto::SecretBytes::new(vec![1]);
+/// let _: kmsfs::crypto::SecretBytes = secret.clone();
+/// ```
 pub struct SecretBytes(zeroize::Zeroizing<Vec<u8>>);
 impl SecretBytes {
     /// Takes ownership of the bytes.
@@ -29,5 +57,37 @@ impl SecretBytes {
     /// The bytes.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::hook::freed_during;
+
+    #[test]
+    fn a_dropped_secret_is_wiped() {
+        let freed = freed_during(|| {
+            let secret = Secret::<32>::random();
+            assert_ne!(secret.expose(), &[0; 32]);
+        });
+        assert_eq!(freed, [vec![0u8; 32]]);
+    }
+
+    #[test]
+    fn a_secret_that_failed_half_way_is_wiped() {
+        let freed = freed_during(|| {
+            let failed = Secret::<64>::build(|bytes| {
+                bytes.fill(7);
+                Err(())
+            });
+            assert!(failed.is_err());
+        });
+        assert_eq!(freed, [vec![0u8; 64]]);
+    }
+
+    #[test]
+    fn random_secrets_differ() {
+        assert_ne!(Secret::<32>::random().expose(), Secret::<32>::random().expose());
     }
 }

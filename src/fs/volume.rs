@@ -1,13 +1,44 @@
-//! The mounted volume: one method per operation.
+//! The mounted volume: what it holds, how it is opened and closed. The operations stand in the
+//! neighbouring modules, one `impl Volume` block each.
 
-use super::attr::*;
-use super::error::*;
-use crate::format::descriptor::Descriptor;
-use crate::keys::UnlockOptions;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::attr::{FileKind, Ino, ROOT, StatFs};
+use super::backing;
+use super::dirs::DirCache;
+use super::error::{FsError, FsResult};
+use super::files::FileHandle;
+use super::inode::{Inode, InodeTable};
+use super::names::{NAME_MAX, NameCodec};
+use super::readdir::DirStream;
+use crate::crypto::VolumeKeys;
+use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
+use crate::format::layout::Layout;
+use crate::format::{FormatError, VolumeId};
+use crate::keys::unlock::UnlockError;
+use crate::keys::{KeyError, Keyring, UnlockOptions, unlock};
+use crate::store::content::VolumeContext;
 
 /// Handle number of an open file or directory.
 pub type Fh = u64;
+
+/// Exists in the backing root while a read-write mount lives: found at the next mount, it says that
+/// the last one did not end cleanly.
+pub const SESSION_NAME: &str = "kmsfs.session";
+
+/// Chunk encryptions a segment key may do.
+const REKEY_LIMIT: u64 = 1 << 31;
+
+/// Largest descriptor file accepted, bytes.
+const DESCRIPTOR_MAX: usize = 1 << 20;
 
 /// What the opener wants of the volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,26 +49,28 @@ pub enum Access {
     ReadOnly,
 }
 
-/// Atime policy.
+/// When reading updates the access time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[allow(missing_docs)]
 pub enum Atime {
+    /// When it is older than the last change, or than a day.
     #[default]
     Relatime,
+    /// Never.
     Noatime,
+    /// At every read that reaches the daemon.
     Strictatime,
 }
 
 /// How the tree behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct MountFlags {
-    /// POSIX ACLs (`-o acl`).
+    /// POSIX ACLs (`-o acl`): the caller's umask comes with the request.
     pub acl: bool,
     /// Atime policy.
     pub atime: Atime,
     /// Give created objects to the caller (root with allow_other).
     pub own_by_caller: bool,
-    /// Kernel writeback cache is on: the kernel owns mtime and size of open files, reads may come on write-only handles.
+    /// The kernel's writeback cache is on: it owns mtime and size of open files.
     pub writeback: bool,
     /// Chunk encryptions per segment key before re-keying; 0 = the format's 2^31.
     pub rekey_limit: u64,
@@ -63,210 +96,337 @@ pub struct Opened {
     pub keep_cache: bool,
 }
 
-/// An unlocked, open volume.
-pub struct Volume {}
+/// An unlocked, open volume. Dropping it releases the lock on the backing directory.
+pub struct Volume {
+    pub(super) ctx: Arc<VolumeContext>,
+    pub(super) keys: Arc<VolumeKeys>,
+    pub(super) keyring: Keyring,
+    descriptor: Descriptor,
+    source: PathBuf,
+    access: Access,
+    pub(super) flags: MountFlags,
+    /// The backing root; holds the lock.
+    pub(super) root: Arc<OwnedFd>,
+    pub(super) dev: u64,
+    root_backing_ino: u64,
+    pub(super) table: InodeTable,
+    pub(super) dirs: DirCache,
+    pub(super) files: RwLock<HashMap<Fh, Arc<FileHandle>>>,
+    pub(super) streams: RwLock<HashMap<Fh, Arc<DirStream>>>,
+    /// Inodes with content in memory.
+    pub(super) open: Mutex<HashMap<Ino, Arc<Inode>>>,
+    next_fh: AtomicU64,
+    pub(super) logged: Mutex<HashSet<PathBuf>>,
+    /// The last read-write mount did not end cleanly: sizes are checked against headers.
+    pub(super) unclean: bool,
+    pub(super) euid: u32,
+    pub(super) egid: u32,
+}
 
-#[allow(missing_docs)]
 impl Volume {
-    /// Locks the backing directory, unlocks the descriptor, opens the root. Errors are sentences for the user
-    /// with an exit code (see `OpenError::exit_code`).
+    /// Locks the backing directory, unlocks the descriptor, opens the root. The error is a
+    /// sentence for the user with an exit code.
     pub fn open(
         source: &Path,
         access: Access,
         flags: MountFlags,
         unlock: &UnlockOptions,
     ) -> Result<Self, OpenError> {
-        todo!()
+        let root = open_root(source)?;
+        let bytes = read_descriptor(&root, source)?;
+        lock_root(&root, source, access)?;
+        let (descriptor, unlocked) =
+            crate::keys::unlock(&bytes, unlock).map_err(|e| unlock_error(e, source))?;
+        if let (Access::ReadWrite, Some(feature)) = (access, descriptor.read_only_reason()) {
+            return Err(OpenError::new(
+                exit::FORMAT,
+                format!(
+                    "{}: feature {feature:?} is not known to this kmsfs, which may only read this \
+                     volume: mount it with -o ro or use a newer kmsfs",
+                    source.display()
+                ),
+            ));
+        }
+        let st = rustix::fs::fstat(&root).map_err(|e| OpenError::io(source, e))?;
+        let keys = Arc::new(unlocked.keys);
+        let ctx = volume_context(&descriptor, keys.clone(), flags.rekey_limit)
+            .map_err(|e| unlock_error(e.into(), source))?;
+        let mut volume = Volume {
+            ctx: Arc::new(ctx),
+            keys,
+            keyring: unlocked.keyring,
+            descriptor,
+            source: source.to_path_buf(),
+            access,
+            flags,
+            root: Arc::new(root),
+            dev: st.st_dev,
+            root_backing_ino: st.st_ino,
+            table: InodeTable::new(ROOT),
+            dirs: DirCache::new(dir_cache_size()),
+            files: RwLock::default(),
+            streams: RwLock::default(),
+            open: Mutex::default(),
+            next_fh: AtomicU64::new(1),
+            logged: Mutex::default(),
+            unclean: false,
+            euid: rustix::process::geteuid().as_raw(),
+            egid: rustix::process::getegid().as_raw(),
+        };
+        volume.begin_session().map_err(|e| {
+            OpenError::new(
+                exit::FAILURE,
+                format!(
+                    "{}: cannot start a session in the backing directory: {e}",
+                    source.display()
+                ),
+            )
+        })?;
+        Ok(volume)
     }
+
+    /// Descriptor facts.
     pub fn descriptor(&self) -> &Descriptor {
-        todo!()
+        &self.descriptor
     }
+
+    /// Volume id.
+    pub fn id(&self) -> VolumeId {
+        self.descriptor.volume
+    }
+
+    /// Backing directory.
     pub fn source(&self) -> &Path {
-        todo!()
+        &self.source
     }
-    /// Commits everything, clears the unclean-stop marker. Called once the kernel has gone.
+
+    /// May this volume be written?
+    pub fn writable(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+
+    /// Whether the last read-write session on this directory did not end cleanly.
+    pub fn was_unclean(&self) -> bool {
+        self.unclean
+    }
+
+    /// Commits everything, flushes the backing file system, clears the unclean-stop marker. Called
+    /// once the kernel has gone. The marker stays if anything could not be written.
     pub fn shutdown(&self) -> FsResult<()> {
-        todo!()
+        if !self.writable() {
+            return Ok(());
+        }
+        self.commit_all(true)?;
+        rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())?;
+        rustix::fs::syncfs(&self.root)?;
+        Ok(())
     }
-    /// Commits every dirty file (periodic, every 5 s; and `kmsfsctl sync`). `flush` also syncs the backing file system.
+
+    /// Commits every dirty file; with `flush` also flushes the backing file system. Goes on after
+    /// an error and returns the first.
     pub fn commit_all(&self, flush: bool) -> FsResult<()> {
-        todo!()
+        let open: Vec<_> = self.open.lock().values().cloned().collect();
+        let mut first = Ok(());
+        for inode in open {
+            if let Err(error) = self.commit_inode(&inode) {
+                first = first.and(Err(error));
+            }
+        }
+        if flush && self.writable() {
+            rustix::fs::syncfs(&self.root)?;
+        }
+        first
     }
-    /// (inodes in the table, open handles, open backing descriptors) for `status`.
+
+    /// (inodes in the table, open handles, cached descriptors) for `status`.
     pub fn counters(&self) -> (usize, usize, usize) {
-        todo!()
+        let handles = self.files.read().len() + self.streams.read().len();
+        (self.table.len(), handles, self.dirs.len() + self.open.lock().len())
     }
 
-    // -- names. `lookup`, `create`, `mknod`, `mkdir`, `symlink`, `link` each count one kernel lookup on success.
-    pub fn lookup(&self, parent: Ino, name: &[u8]) -> FsResult<Attr> {
-        todo!()
-    }
-    pub fn forget(&self, ino: Ino, lookups: u64) {
-        todo!()
-    }
-    pub fn mknod(
-        &self,
-        who: Caller,
-        parent: Ino,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-        rdev: u64,
-    ) -> FsResult<Attr> {
-        todo!()
-    }
-    pub fn mkdir(
-        &self,
-        who: Caller,
-        parent: Ino,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-    ) -> FsResult<Attr> {
-        todo!()
-    }
-    pub fn symlink(&self, who: Caller, parent: Ino, name: &[u8], target: &[u8]) -> FsResult<Attr> {
-        todo!()
-    }
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> FsResult<Attr> {
-        todo!()
-    }
-    pub fn unlink(&self, parent: Ino, name: &[u8]) -> FsResult<()> {
-        todo!()
-    }
-    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> FsResult<()> {
-        todo!()
-    }
-    /// `flags`: libc RENAME_NOREPLACE, RENAME_EXCHANGE; others EINVAL.
-    pub fn rename(
-        &self,
-        parent: Ino,
-        name: &[u8],
-        new_parent: Ino,
-        new_name: &[u8],
-        flags: u32,
-    ) -> FsResult<()> {
-        todo!()
-    }
-    pub fn readlink(&self, ino: Ino) -> FsResult<Vec<u8>> {
-        todo!()
-    }
-
-    // -- attributes
-    pub fn getattr(&self, ino: Ino, fh: Option<Fh>) -> FsResult<Attr> {
-        todo!()
-    }
-    pub fn setattr(
-        &self,
-        who: Caller,
-        ino: Ino,
-        fh: Option<Fh>,
-        changes: SetAttr,
-    ) -> FsResult<Attr> {
-        todo!()
-    }
+    /// File-system totals.
     pub fn statfs(&self) -> FsResult<StatFs> {
-        todo!()
-    }
-    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> FsResult<Vec<u8>> {
-        todo!()
-    }
-    pub fn setxattr(
-        &self,
-        who: Caller,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        flags: i32,
-    ) -> FsResult<()> {
-        todo!()
-    }
-    pub fn listxattr(&self, who: Caller, ino: Ino) -> FsResult<Vec<u8>> {
-        todo!()
-    }
-    pub fn removexattr(&self, who: Caller, ino: Ino, name: &[u8]) -> FsResult<()> {
-        todo!()
+        let st = rustix::fs::fstatvfs(&self.root)?;
+        let scale = |n: u64| (u128::from(n) * u128::from(st.f_frsize) / 4096) as u64;
+        Ok(StatFs {
+            blocks: scale(st.f_blocks),
+            bfree: scale(st.f_bfree),
+            bavail: scale(st.f_bavail),
+            files: st.f_files,
+            ffree: st.f_ffree,
+            namelen: NAME_MAX as u32,
+        })
     }
 
-    // -- files. `flags` are open(2) flags as the kernel sends them.
-    pub fn create(
-        &self,
-        who: Caller,
-        parent: Ino,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-        flags: i32,
-    ) -> FsResult<(Attr, Opened)> {
-        todo!()
-    }
-    /// May wait for a key: call it off the event loop when `open_may_wait` says so.
-    pub fn open_file(&self, ino: Ino, flags: i32) -> FsResult<Opened> {
-        todo!()
-    }
-    /// Fills `buf` from the start; returns bytes read.
-    pub fn read(&self, fh: Fh, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
-        todo!()
-    }
-    /// `kill_priv`: the kernel asks to drop set-id bits with this write.
-    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], kill_priv: bool) -> FsResult<()> {
-        todo!()
-    }
-    pub fn flush(&self, fh: Fh) -> FsResult<()> {
-        todo!()
-    }
-    pub fn fsync(&self, fh: Fh) -> FsResult<()> {
-        todo!()
-    }
-    pub fn release(&self, fh: Fh) {
-        todo!()
-    }
-    /// `mode`: FALLOC_FL_* bits.
-    pub fn fallocate(&self, fh: Fh, offset: u64, len: u64, mode: i32) -> FsResult<()> {
-        todo!()
-    }
-    pub fn lseek(&self, fh: Fh, offset: i64, whence: i32) -> FsResult<i64> {
-        todo!()
-    }
-    pub fn copy_file_range(
-        &self,
-        fh_in: Fh,
-        off_in: u64,
-        fh_out: Fh,
-        off_out: u64,
-        len: u64,
-    ) -> FsResult<u64> {
-        todo!()
-    }
-
-    // -- directories
-    pub fn opendir(&self, ino: Ino) -> FsResult<Fh> {
-        todo!()
-    }
-    /// Calls `each(next_offset, entry, attr)` from `offset` on, `.` and `..` included, until it returns false (buffer full;
-    /// that entry will be asked for again). With `plus`, entries other than `.` and `..` carry attributes and one counted lookup
-    /// if `each` returned true.
-    pub fn readdir(
-        &self,
-        fh: Fh,
-        offset: u64,
-        plus: bool,
-        each: &mut dyn FnMut(u64, &DirEntry, Option<&Attr>) -> bool,
-    ) -> FsResult<()> {
-        todo!()
-    }
-    pub fn fsyncdir(&self, fh: Fh) -> FsResult<()> {
-        todo!()
-    }
-    pub fn releasedir(&self, fh: Fh) {
-        todo!()
-    }
-
-    // -- tools
-    /// Backing path (relative to the source) of a plaintext path, for messages.
+    /// Backing path, relative to the source, of an inode; for messages.
     pub fn backing_path(&self, ino: Ino) -> PathBuf {
-        todo!()
+        self.table.get(ino).map(|i| self.backing_path_of(&i)).unwrap_or_default()
     }
+
+    pub(super) fn backing_path_of(&self, inode: &Inode) -> PathBuf {
+        let mut parts = Vec::new();
+        let mut at = inode.names.lock().places.last().cloned();
+        while let Some(place) = at {
+            parts.push(super::dirs::lossy(&place.entry));
+            at = place.parent.names.lock().places.last().cloned();
+        }
+        parts.iter().rev().collect()
+    }
+
+    pub(super) fn codec(&self) -> NameCodec<'_> {
+        NameCodec { keys: &self.keys, mode: self.descriptor.params.names }
+    }
+
+    pub(super) fn root_ino(&self) -> Ino {
+        ROOT
+    }
+
+    /// Inode number the kernel sees for a backing one.
+    pub(super) fn show_ino(&self, backing: u64) -> Ino {
+        if backing == self.root_backing_ino { ROOT } else { backing }
+    }
+
+    pub(super) fn new_fh(&self) -> Fh {
+        self.next_fh.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn require_writable(&self) -> FsResult<()> {
+        if self.writable() { Ok(()) } else { Err(FsError::Errno(libc::EROFS)) }
+    }
+
+    fn begin_session(&mut self) -> FsResult<()> {
+        let st = backing::stat_at(&self.root, SESSION_NAME.as_bytes());
+        self.unclean = match st {
+            Ok(_) => true,
+            Err(Errno::NOENT) => false,
+            Err(errno) => return Err(errno.into()),
+        };
+        if self.writable() {
+            let text = format!("pid {}\n", std::process::id());
+            backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())?;
+        }
+        if self.unclean {
+            log::warn!(
+                "{}: the last read-write mount did not end cleanly; sizes are checked as files are \
+                 looked up, `kmsfsctl verify` checks everything",
+                self.source.display()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Half of the descriptors we may have, so that open files keep the other half.
+fn dir_cache_size() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    (limit.unwrap_or(4096) / 2).clamp(16, 4096) as usize
+}
+
+/// What the engine needs of an unlocked volume; `rekey_limit` 0 is the format's.
+pub fn volume_context(
+    descriptor: &Descriptor,
+    keys: Arc<VolumeKeys>,
+    rekey_limit: u64,
+) -> Result<VolumeContext, FormatError> {
+    Ok(VolumeContext {
+        volume: descriptor.volume,
+        layout: Layout::new(descriptor.params.header_blocks)?,
+        keys,
+        rekey_limit: if rekey_limit == 0 { REKEY_LIMIT } else { rekey_limit },
+    })
+}
+
+/// Opens a backing root directory.
+pub fn open_root(source: &Path) -> Result<OwnedFd, OpenError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(source, flags, Mode::empty()).map_err(|errno| {
+        OpenError::new(
+            exit::NOT_A_VOLUME,
+            format!("{}: cannot open the directory: {}", source.display(), words(errno)),
+        )
+    })
+}
+
+/// Reads the descriptor of the volume in `root`.
+pub fn read_descriptor(root: &OwnedFd, source: &Path) -> Result<Vec<u8>, OpenError> {
+    match backing::read_small(root, DESCRIPTOR_NAME.as_bytes(), DESCRIPTOR_MAX) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(OpenError::new(
+            exit::NOT_A_VOLUME,
+            format!(
+                "{} is not a kmsfs volume: it holds no {DESCRIPTOR_NAME}. Make one with `kmsfsctl \
+                 init {}`",
+                source.display(),
+                source.display()
+            ),
+        )),
+        Err(error) => Err(OpenError::new(
+            exit::FORMAT,
+            format!("{}/{DESCRIPTOR_NAME} cannot be read: {error}", source.display()),
+        )),
+    }
+}
+
+/// Takes the lock on a backing root: exclusive to write, shared to read.
+pub fn lock_root(root: &OwnedFd, source: &Path, access: Access) -> Result<(), OpenError> {
+    let operation = match access {
+        Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+        Access::ReadOnly => FlockOperation::NonBlockingLockShared,
+    };
+    match rustix::fs::flock(root, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(OpenError::new(
+            exit::IN_USE,
+            format!(
+                "{} is in use by another kmsfs{}: unmount it first, or work on a copy",
+                source.display(),
+                lock_holder(root).map(|pid| format!(" (process {pid})")).unwrap_or_default()
+            ),
+        )),
+        Err(errno) => Err(OpenError::new(
+            exit::FAILURE,
+            format!(
+                "{}: the backing directory cannot be locked: {}",
+                source.display(),
+                words(errno)
+            ),
+        )),
+    }
+}
+
+/// Process that holds a lock on `root`, as far as `/proc/locks` shows it.
+fn lock_holder(root: &OwnedFd) -> Option<u32> {
+    let ino = rustix::fs::fstat(root).ok()?.st_ino.to_string();
+    let table = std::fs::read_to_string("/proc/locks").ok()?;
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let of_root = fields.get(5)?.rsplit(':').next() == Some(ino.as_str());
+        (of_root && fields.get(1) == Some(&"FLOCK")).then(|| fields[4].parse().ok()).flatten()
+    })
+}
+
+/// Exit codes of both programs (README, "Exit codes").
+pub mod exit {
+    /// Anything without a code of its own.
+    pub const FAILURE: i32 = 1;
+    /// The source is no volume.
+    pub const NOT_A_VOLUME: i32 = 10;
+    /// Wrong passphrase or key file.
+    pub const WRONG_KEY: i32 = 11;
+    /// Key material missing, unreadable or open to others.
+    pub const KEY_MATERIAL: i32 = 12;
+    /// Damaged descriptor, newer format, unknown feature.
+    pub const FORMAT: i32 = 13;
+    /// Another kmsfs uses the volume.
+    pub const IN_USE: i32 = 14;
+    /// The mount point cannot be used.
+    pub const MOUNT_POINT: i32 = 15;
+    /// The mount itself failed.
+    pub const MOUNT: i32 = 16;
+    /// Damaged files were found.
+    pub const DAMAGE: i32 = 17;
+    /// The key is revoked or cannot be reached.
+    pub const KEY_UNAVAILABLE: i32 = 18;
 }
 
 /// Why a volume cannot be opened: a sentence, and an exit code.
@@ -275,6 +435,44 @@ impl Volume {
 pub struct OpenError {
     /// What happened, to which file or key, and what to do.
     pub message: String,
-    /// Process exit code (README: exit codes).
+    /// Process exit code, one of [`exit`].
     pub exit_code: i32,
+}
+
+impl OpenError {
+    /// An error with its sentence.
+    pub fn new(exit_code: i32, message: String) -> OpenError {
+        OpenError { message, exit_code }
+    }
+
+    fn io(source: &Path, errno: Errno) -> OpenError {
+        OpenError::new(exit::FAILURE, format!("{}: {}", source.display(), words(errno)))
+    }
+}
+
+/// Sentence and exit code for a volume that does not unlock.
+pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
+    let exit_code = match &error {
+        UnlockError::Format(_) => exit::FORMAT,
+        UnlockError::Key(KeyError::WrongKey(_)) => exit::WRONG_KEY,
+        UnlockError::Key(KeyError::Misconfigured(_)) => exit::KEY_MATERIAL,
+        UnlockError::Key(KeyError::Tampered(_)) => exit::FORMAT,
+        UnlockError::Key(
+            KeyError::Revoked(_)
+            | KeyError::Unavailable(_)
+            | KeyError::Throttled(_)
+            | KeyError::NotOurs(_),
+        ) => exit::KEY_UNAVAILABLE,
+    };
+    let message = match &error {
+        UnlockError::Format(format) => {
+            format!("{}: {DESCRIPTOR_NAME} is refused: {format}", source.display())
+        }
+        UnlockError::Key(key) => format!("{}: {key}", source.display()),
+    };
+    OpenError { message, exit_code }
+}
+
+fn words(errno: Errno) -> std::io::Error {
+    errno.into()
 }

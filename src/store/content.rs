@@ -1,10 +1,14 @@
 //! The content of one regular file: what every handle on the inode shares.
+//!
+//! Only locking happens here: reads share, everything else is exclusive. The work is done by `State`.
 
+use super::state::State;
 use super::{Storage, StoreError};
 use crate::crypto::{DataKey, VolumeKeys};
 use crate::format::header::{Header, KeySlot};
 use crate::format::layout::Layout;
 use crate::format::{ObjectId, VolumeId};
+use parking_lot::{RwLock, RwLockWriteGuard};
 use std::sync::Arc;
 
 /// What the engine needs to know of the volume.
@@ -25,18 +29,29 @@ pub type Time = (i64, u32);
 /// Unflushed memory one file may hold before it commits by itself, bytes.
 pub const DIRTY_LIMIT: usize = 8 << 20;
 
+/// Bytes of a read that are served under one lock.
+const READ_PIECE: usize = 16 << 20;
+
 /// The content of one open regular file; shared by all handles on the inode. All methods take `&self`.
 ///
 /// States of a block: *committed* (the last committed header, or the tree below it, refers to it) or *fresh*
 /// (nothing committed refers to it). Fresh blocks may be written in place at any time; new versions of committed
 /// blocks are held in memory until `commit`.
-pub struct Content {}
+pub struct Content {
+    object: ObjectId,
+    state: RwLock<State>,
+}
+
 impl Content {
     /// Reads and verifies the header of a non-empty backing file (no data key needed).
     pub fn read_header(ctx: &VolumeContext, storage: &dyn Storage) -> Result<Header, StoreError> {
-        todo!()
+        let mut bytes = vec![0; ctx.layout.header_len()];
+        let len = storage.read_at(&mut bytes, 0)?;
+        let mac_ok = |bytes: &[u8], mac: &[u8; 32]| ctx.keys.header_mac_ok(bytes, mac);
+        Ok(Header::decode(&bytes[..len], ctx.layout, ctx.volume, mac_ok)?)
     }
-    /// Opens an existing file. `writable` says whether `storage` can be written (a longer backing file is then cut).
+    /// Opens an existing file. `writable` says whether `storage` can be written (a longer backing file is then cut
+    /// at the next change or commit; until then [`Self::is_dirty`]).
     /// `next_key` is the data key of the header's next slot, if it has one.
     /// Checks commitment(s), then the root hash as far as the header goes; tree blocks when first needed.
     pub fn open(
@@ -47,91 +62,154 @@ impl Content {
         next_key: Option<Arc<DataKey>>,
         writable: bool,
     ) -> Result<Self, StoreError> {
-        todo!()
+        let object = header.object;
+        let state = State::open(ctx, storage, header, [Some(key), next_key], writable)?;
+        Ok(Self { object, state: RwLock::new(state) })
     }
     /// A new file on an empty backing file: nothing is written before the first commit.
+    /// The commitment in `slot` is filled in here, as it depends on the object id drawn here.
     pub fn create(
         ctx: Arc<VolumeContext>,
         storage: Arc<dyn Storage>,
         key: Arc<DataKey>,
         slot: KeySlot,
     ) -> Self {
-        todo!()
+        let state = State::create(ctx, storage, key, slot);
+        Self { object: state.header.object, state: RwLock::new(state) }
     }
-    /// Replaces read-only storage with a writable one on the same backing file.
+    /// Replaces read-only storage with a writable one on the same backing file. A failure to look at the file
+    /// shows at the first write.
     pub fn upgrade(&self, storage: Arc<dyn Storage>) {
-        todo!()
+        self.state.write().upgrade(storage);
     }
     /// Can this content be written?
     pub fn is_writable(&self) -> bool {
-        todo!()
+        self.state.read().writable
     }
     /// Object id.
     pub fn object(&self) -> ObjectId {
-        todo!()
+        self.object
     }
     /// Present plaintext size (uncommitted changes included).
     pub fn size(&self) -> u64 {
-        todo!()
+        self.state.read().size
     }
     /// Uncommitted changes?
     pub fn is_dirty(&self) -> bool {
-        todo!()
+        self.state.read().is_dirty()
+    }
+    /// Number of the last commit; 0 = never written.
+    pub fn generation(&self) -> u64 {
+        self.state.read().header.generation
     }
     /// Modification time of uncommitted changes, if any.
     pub fn pending_mtime(&self) -> Option<Time> {
-        todo!()
+        let state = self.state.read();
+        state.mtime.or(state.settle.mtime)
     }
     /// Overrides the modification time that the next commit gives the backing file. Returns false (and does nothing)
     /// when there is nothing uncommitted: the caller then sets it on the backing file itself.
     pub fn override_mtime(&self, time: Time) -> bool {
-        todo!()
+        let mut state = self.state.write();
+        let dirty = state.is_dirty();
+        if dirty {
+            state.mtime = Some(time);
+        }
+        dirty
     }
-    /// Reads; returns bytes read, short only at the end of the file.
+    /// Reads; returns bytes read, short only at the end of the file. After an error the contents of `buf`
+    /// are unspecified, but hold no ciphertext of the failed part.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
-        todo!()
+        let mut done = 0;
+        for piece in buf.chunks_mut(READ_PIECE) {
+            let len = self.read_piece(offset.saturating_add(done as u64), piece)?;
+            done += len;
+            if len < piece.len() {
+                break;
+            }
+        }
+        Ok(done)
     }
-    /// Writes all of `data`, extending the file as needed (a gap becomes a hole).
+    fn read_piece(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
+        let state = self.state.read();
+        let len = state.clip(offset, buf.len());
+        if len == 0 {
+            return Ok(0);
+        }
+        if state.range_loaded(offset, len) {
+            return state.read(offset, &mut buf[..len]).map(|()| len);
+        }
+        drop(state);
+        let mut state = self.state.write();
+        let len = state.clip(offset, buf.len());
+        if len == 0 {
+            return Ok(0);
+        }
+        state.load_range(offset, len)?;
+        let state = RwLockWriteGuard::downgrade(state);
+        state.read(offset, &mut buf[..len]).map(|()| len)
+    }
+    /// Writes all of `data`, extending the file as needed (a gap becomes a hole). After an error a part from the
+    /// front may have been written. Also fails when a commit for lack of memory fails: the
+    /// data is then kept for the next one.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        todo!()
+        self.state.write().write(offset, data)
     }
     /// Changes the size. To 0: keeps the object id, new life salt. Growing leaves a hole. mtime is set to now even if
     /// the size stays the same.
     pub fn truncate(&self, size: u64) -> Result<(), StoreError> {
-        todo!()
+        self.state.write().truncate(size)
     }
     /// Makes a range read as zeros: whole chunks become holes, partial ones are zeroed; never changes the size.
     pub fn punch(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        todo!()
+        self.state.write().punch(offset, len)
     }
     /// fallocate mode 0 / KEEP_SIZE: reserves backing space so that writing the range will not run out of it
     /// (as far as the backing can promise); extends the size unless `keep_size`.
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), StoreError> {
-        todo!()
+        self.state.write().allocate(offset, len, keep_size)
     }
     /// First data at or after `offset`; `None` when there is none (ENXIO).
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>, StoreError> {
-        todo!()
+        self.state.write().seek_data(offset)
     }
     /// First hole at or after `offset` (end of file counts as one); `None` when offset ≥ size.
     pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>, StoreError> {
-        todo!()
+        self.state.write().seek_hole(offset)
     }
     /// Writes all uncommitted state to the backing file: data, tag blocks, nodes, header, then cuts and punches, then
-    /// mtime. On error everything stays uncommitted and in memory, and a later call tries again.
+    /// mtime. On error everything that is not known to be done stays in memory, and a later call tries again.
     pub fn commit(&self) -> Result<(), StoreError> {
-        todo!()
+        self.state.write().commit()
     }
     /// `commit`, then flushes the backing file.
     pub fn sync(&self) -> Result<(), StoreError> {
-        todo!()
+        let mut state = self.state.write();
+        state.commit()?;
+        let storage = state.storage.clone();
+        drop(state);
+        Ok(storage.sync()?)
     }
-    /// Makes sure that a header exists on disk (for xattrs of a never-written file).
+    /// Makes sure that a header exists on disk (for xattrs of a never-written file). Writing it changes the
+    /// backing file's modification time unless one is pending: the caller restores it.
     pub fn ensure_header(&self) -> Result<(), StoreError> {
-        todo!()
+        let mut state = self.state.write();
+        if state.header.generation > 0 {
+            return Ok(());
+        }
+        if !state.changed {
+            state.begin()?;
+            state.changed = true;
+        }
+        state.commit()
     }
-    /// Reads and authenticates everything; calls `bad` for each damaged chunk or tree block, and goes on.
+    /// Reads and authenticates everything; calls `bad` for each damaged chunk or tree block, and goes on. Uncommitted
+    /// chunks in memory are not read back.
     pub fn verify(&self, bad: &mut dyn FnMut(StoreError)) -> Result<(), StoreError> {
-        todo!()
+        let mut steps = self.state.write().verify_start(bad);
+        while let Some(step) = steps.pop() {
+            self.state.write().verify_step(step, &mut steps, bad);
+        }
+        Ok(())
     }
 }

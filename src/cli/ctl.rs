@@ -1,0 +1,81 @@
+//! The grammar of `kmsfsctl`.
+
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::{Parser, Subcommand};
+
+use crate::crypto::BACKEND;
+use crate::sys;
+
+use super::cat::CatArgs;
+use super::exit;
+use super::export::ExportArgs;
+use super::info::InfoArgs;
+use super::init::InitArgs;
+use super::key::KeyArgs;
+use super::mounted::{StatusArgs, SyncArgs, UmountArgs};
+use super::verify::VerifyArgs;
+use super::{cat, export, info, init, key, mounted, verify};
+
+/// Make, inspect and look after kmsfs volumes; `kmsfs` mounts them
+#[derive(Parser)]
+#[command(name = "kmsfsctl", version = VERSION.as_str(), max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(InitArgs),
+    Umount(UmountArgs),
+    Status(StatusArgs),
+    Sync(SyncArgs),
+    Info(InfoArgs),
+    Verify(VerifyArgs),
+    Cat(CatArgs),
+    Export(ExportArgs),
+    Key(KeyArgs),
+}
+
+/// The version, and which library encrypts content.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (AES-256-GCM by {BACKEND})", env!("CARGO_PKG_VERSION")));
+
+/// The program.
+pub fn main() -> ExitCode {
+    // Parsing ends the process for --help, --version and usage errors (exit code 2).
+    let arguments = Arguments::parse();
+    sys::logging::init(log::LevelFilter::Warn);
+    sys::process::raise_open_file_limit();
+    let result = sys::harden_process()
+        .map_err(|error| anyhow::Error::new(error).context("cannot forbid core dumps"))
+        .and_then(|()| run(arguments.command));
+    exit::report("kmsfsctl", result)
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init(args) => init::run(args),
+        Command::Umount(args) => mounted::umount(args),
+        Command::Status(args) => mounted::status(args),
+        Command::Sync(args) => mounted::sync(args),
+        Command::Info(args) => info::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Cat(args) => cat::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Key(args) => key::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,186 @@
+//! `kmsfsctl init`: makes a volume.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::crypto::random_array;
+use crate::format::descriptor::{DESCRIPTOR_NAME, NameMode, Params};
+use crate::format::{DirId, VolumeId, dirfile};
+use crate::fs::Access;
+use crate::fs::volume::{lock_root, open_root, unlock_error};
+use crate::keys::{KeySpec, unlock};
+
+use super::exit::{FAILURE, failure};
+use super::mount::options::volume_id;
+use super::output::{Out, hex};
+use super::secrets::KeyOptions;
+use super::tree::{NEW_DESCRIPTOR_NAME, write_descriptor, write_durably};
+
+/// File name of a directory's id.
+const DIRFILE_NAME: &str = "kmsfs.dir";
+/// Made and looked up in two spellings, to find out whether the backing folds case.
+const PROBE_NAMES: [&str; 2] = ["kmsfs.probe-a", "kmsfs.probe-A"];
+
+/// Make DIR an encrypted volume
+#[derive(Args)]
+pub struct InitArgs {
+    /// Directory that will hold the ciphertext; made if missing, must be empty
+    dir: PathBuf,
+    /// What unlocks the volume: `passphrase` or `keyfile:PATH` (the file is made if missing)
+    #[arg(long, value_name = "KEYSPEC")]
+    key: KeySpec,
+    /// How many new files may share one wrapped data key
+    #[arg(long, value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=65536))]
+    files_per_data_key: u32,
+    /// Encrypt file names, or leave them readable
+    #[arg(long, value_enum, default_value_t = Names::Encrypted)]
+    names: Names,
+    /// Also wrap every key for this public key (x25519:HEX); may be repeated
+    #[arg(long, value_name = "KEYSPEC")]
+    recipient: Vec<KeySpec>,
+    /// Use this volume id (32 hexadecimal digits) instead of a random one
+    #[arg(long, value_name = "ID", value_parser = volume_id)]
+    volume_id: Option<[u8; 16]>,
+    /// Header blocks of 4 KiB per file: 1, 2 or 4; more leave room for more recipients
+    #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "2", "4"])]
+    header_blocks: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Names {
+    Encrypted,
+    Plain,
+}
+
+#[derive(Serialize)]
+struct Made {
+    volume_id: String,
+    directory: String,
+}
+
+/// Runs the command.
+pub fn run(args: InitArgs) -> anyhow::Result<()> {
+    let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
+    let dir = prepare_directory(&args.dir)?;
+
+    let options = args.keys.creation_options();
+    let refused = |error| unlock_error(error, &args.dir);
+    let descriptor = unlock::create(volume, params(&args)?, &args.key, &args.recipient, &options)
+        .map_err(refused)?;
+    let (_, unlocked) = unlock::unlock(&descriptor, &options).map_err(refused)?;
+    let root = dirfile::encode(DirId(random_array()), |bytes| unlocked.keys.directory_mac(bytes));
+
+    write_durably(&args.dir, DIRFILE_NAME, DIRFILE_NAME, &root, 0o444)?;
+    write_descriptor(&args.dir, &descriptor)?;
+    drop(dir);
+    print(&args, volume)
+}
+
+fn params(args: &InitArgs) -> anyhow::Result<Params> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(Params {
+        header_blocks: args.header_blocks.parse()?,
+        names: match args.names {
+            Names::Encrypted => NameMode::Encrypted,
+            Names::Plain => NameMode::Plain,
+        },
+        files_per_data_key: args.files_per_data_key,
+        created: now.as_secs(),
+    })
+}
+
+/// Makes the directory if it is missing, locks it, and refuses everything a volume cannot live in.
+/// The lock lasts as long as the returned file.
+fn prepare_directory(path: &Path) -> anyhow::Result<OwnedFd> {
+    let shown = path.display();
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("cannot make {shown}"));
+        }
+        _ => {}
+    }
+    let dir = open_root(path).map_err(|error| failure(FAILURE, error.message))?;
+    lock_root(&dir, path, Access::ReadWrite)?;
+    if path.join(DESCRIPTOR_NAME).symlink_metadata().is_ok() {
+        return Err(failure(FAILURE, format!("{shown} is a kmsfs volume already")));
+    }
+    remove_leftovers(path)?;
+    if fs::read_dir(path)?.next().is_some() {
+        let hint = "a volume starts in an empty directory; move the files into it once it is mounted";
+        return Err(failure(FAILURE, format!("{shown} is not empty; {hint}")));
+    }
+    refuse_case_folding(path)?;
+    Ok(dir)
+}
+
+/// Takes away what an interrupted `init` left: nothing but our own helpers, never a descriptor.
+fn remove_leftovers(path: &Path) -> anyhow::Result<()> {
+    let known = |name: &std::ffi::OsStr| {
+        [DIRFILE_NAME, NEW_DESCRIPTOR_NAME].iter().chain(&PROBE_NAMES).any(|known| name == *known)
+    };
+    let names: Vec<_> =
+        fs::read_dir(path)?.map(|e| e.map(|e| e.file_name())).collect::<io::Result<_>>()?;
+    if names.iter().all(|name| known(name)) {
+        for name in names {
+            fs::remove_file(path.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Encrypted names differ in case; a backing that folds case would mix up files.
+fn refuse_case_folding(path: &Path) -> anyhow::Result<()> {
+    let probe = path.join(PROBE_NAMES[0]);
+    File::create_new(&probe).with_context(|| format!("cannot write in {}", path.display()))?;
+    let folds = path.join(PROBE_NAMES[1]).symlink_metadata().is_ok();
+    fs::remove_file(&probe)?;
+    if folds {
+        let message = "does not tell upper from lower case, and kmsfs names need that";
+        return Err(failure(FAILURE, format!("{} {message}", path.display())));
+    }
+    Ok(())
+}
+
+fn print(args: &InitArgs, volume: VolumeId) -> anyhow::Result<()> {
+    let mut out = Out::new();
+    let directory = args.dir.display().to_string();
+    if args.json {
+        out.json(&Made { volume_id: hex(&volume.0), directory })?;
+    } else {
+        out.line(format!("Made volume {} in {directory}.", hex(&volume.0)))?;
+        out.line(format!("Next: kmsfs {directory} MOUNTPOINT"))?;
+    }
+    out.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_init_is_cleared_and_anything_else_is_not() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::write(dir.path().join(DIRFILE_NAME), b"x")?;
+        drop(prepare_directory(dir.path())?);
+        assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+        fs::write(dir.path().join(DIRFILE_NAME), b"x")?;
+        fs::write(dir.path().join("letter"), b"x")?;
+        assert!(prepare_directory(dir.path()).is_err());
+        assert_eq!(fs::read_dir(dir.path())?.count(), 2);
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! `kmsfsctl key`: identities, recipients, passphrases, key files.
+//!
+//! The descriptor changes first, in one step; then, if recipients changed, a sweep brings every file
+//! header in line. Running the same command again finishes a sweep that was interrupted.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::crypto::SecretBytes;
+use crate::crypto::wrap::Argon2Cost;
+use crate::fs::Access;
+use crate::fs::rewrap::{Swept, Sweep};
+use crate::fs::survey::regular_bytes;
+use crate::fs::volume::unlock_error;
+use crate::keys::unlock::UnlockError;
+use crate::keys::x25519::X25519;
+use crate::keys::{Editor, KeyError, KeySpec, keyfile, same_key};
+
+use super::exit::{DAMAGE, failure};
+use super::output::{Out, hex, note};
+use super::secrets::{self, KeyOptions};
+use super::tree::{Tree, locked, write_descriptor};
+use super::verify::{DamageLine, Screen};
+
+/// Where `key generate` puts an identity unless told.
+const IDENTITY_FILE: &str = "kmsfs-identity";
+
+/// Manage what opens a volume
+#[derive(Args)]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    command: KeyCommand,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    Generate(GenerateArgs),
+    /// Let another key open the volume: a recipient, a key file or a passphrase
+    Add(EditArgs),
+    /// Take a key away; what its owner copied before stays readable to him
+    Remove(EditArgs),
+    ChangePassphrase(PassphraseArgs),
+}
+
+/// Make an X25519 identity, to be kept offline, and print its public key
+#[derive(Args)]
+struct GenerateArgs {
+    /// File for the identity (its private half); must not exist
+    #[arg(long, value_name = "FILE", default_value = IDENTITY_FILE)]
+    out: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct EditArgs {
+    /// The volume, not mounted
+    dir: PathBuf,
+    /// `x25519:PUBLIC-KEY`, `keyfile:PATH` or `passphrase`
+    #[arg(value_name = "KEYSPEC")]
+    key: KeySpec,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    new: NewPassphrase,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+/// Change the passphrase; only the descriptor is rewritten
+#[derive(Args)]
+struct PassphraseArgs {
+    /// The volume, not mounted
+    dir: PathBuf,
+    #[command(flatten)]
+    new: NewPassphrase,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+#[derive(Args)]
+struct NewPassphrase {
+    /// Read the new passphrase from FILE instead of the terminal
+    #[arg(long, value_name = "FILE")]
+    new_passphrase_file: Option<PathBuf>,
+}
+
+impl NewPassphrase {
+    fn read(&self) -> Result<SecretBytes, KeyError> {
+        let bad = |text: String| KeyError::Misconfigured(text);
+        let passphrase = match &self.new_passphrase_file {
+            Some(path) => keyfile::read_passphrase_file(path)?,
+            None => secrets::ask_twice("New passphrase: ").map_err(|e| bad(e.to_string()))?,
+        };
+        if passphrase.expose().is_empty() {
+            return Err(bad("an empty passphrase protects nothing; nothing was changed".into()));
+        }
+        Ok(passphrase)
+    }
+}
+
+#[derive(Serialize)]
+struct Generated {
+    public_key: String,
+    file: String,
+}
+
+#[derive(Serialize)]
+struct Edited {
+    descriptor_changed: bool,
+    headers: u64,
+    rewritten: u64,
+    problems: Vec<DamageLine>,
+}
+
+/// Runs the command.
+pub fn run(args: KeyArgs) -> anyhow::Result<()> {
+    match args.command {
+        KeyCommand::Generate(args) => generate(&args),
+        KeyCommand::Add(args) => edit(&args, add),
+        KeyCommand::Remove(args) => edit(&args, remove),
+        KeyCommand::ChangePassphrase(args) => change_passphrase(&args),
+    }
+}
+
+fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
+    let identity = keyfile::create_identity(&args.out)
+        .map_err(|error| unlock_error(error.into(), &args.out))?;
+    let public_key = format!("x25519:{}", hex(&identity.public_key()));
+    let mut out = Out::new();
+    if args.json {
+        out.json(&Generated { public_key, file: args.out.display().to_string() })?;
+    } else {
+        note(format!("The identity is in {}; keep it offline.", args.out.display()));
+        out.line(public_key)?;
+    }
+    out.finish()
+}
+
+/// Changes an opened descriptor; returns whether there was anything to change.
+type Edit = fn(&EditArgs, &mut Editor) -> Result<bool, UnlockError>;
+
+fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
+    let refused = |error| unlock_error(error, &args.dir);
+    let (root, bytes) = locked(&args.dir, Access::ReadWrite)?;
+    let options = args.keys.remembering_options();
+    let mut editor = Editor::open(&bytes, &options).map_err(refused)?;
+    let descriptor_changed = change(args, &mut editor).map_err(refused)?;
+    let bytes = editor.finish().map_err(refused)?;
+    if descriptor_changed {
+        write_descriptor(&args.dir, &bytes)?;
+    }
+    let mut edited = Edited { descriptor_changed, headers: 0, rewritten: 0, problems: Vec::new() };
+    if matches!(args.key, KeySpec::X25519(_)) {
+        let tree = Tree::unlock(root, &args.dir, &bytes, &options)?;
+        let (swept, problems) = sweep(&tree, args.json).with_context(|| {
+            let again = "run the same command again to finish the file headers";
+            format!("{}: the descriptor is changed; {again}", args.dir.display())
+        })?;
+        edited.headers = swept.headers;
+        edited.rewritten = swept.rewritten;
+        edited.problems = problems;
+    }
+    edited.print(args.json)?;
+    match edited.problems.len() {
+        0 => Ok(()),
+        n => Err(failure(DAMAGE, format!("{n} entries could not be brought in line"))),
+    }
+}
+
+fn add(args: &EditArgs, editor: &mut Editor) -> Result<bool, UnlockError> {
+    match &args.key {
+        KeySpec::X25519(public) if is_recipient(editor, public) => return Ok(false),
+        KeySpec::X25519(public) => editor.add_recipient(*public)?,
+        KeySpec::Keyfile(path) => editor.add_keyfile(path)?,
+        KeySpec::Passphrase => editor.add_passphrase(&args.new.read()?, Argon2Cost::DEFAULT)?,
+    }
+    Ok(true)
+}
+
+fn remove(args: &EditArgs, editor: &mut Editor) -> Result<bool, UnlockError> {
+    match &args.key {
+        // Gone from the descriptor; headers may still carry it.
+        KeySpec::X25519(public) if !is_recipient(editor, public) => return Ok(false),
+        KeySpec::X25519(public) => editor.remove_recipient(*public)?,
+        KeySpec::Keyfile(path) => editor.remove_keyfile(path)?,
+        KeySpec::Passphrase => editor.remove_passphrase()?,
+    }
+    Ok(true)
+}
+
+fn is_recipient(editor: &Editor, public: &[u8; 32]) -> bool {
+    let name = X25519::name(public, 0);
+    editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, &name))
+}
+
+fn sweep(tree: &Tree, json: bool) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
+    let screen = Screen::new("brought in line", json);
+    screen.expect(regular_bytes(&tree.root)?);
+    let sweep = Sweep {
+        context: tree.context.clone(),
+        names: tree.descriptor.params.names,
+        keyring: &tree.keyring,
+        watch: &screen,
+    };
+    let swept = sweep.run(&tree.root)?;
+    Ok((swept, screen.finish()?))
+}
+
+impl Edited {
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut out = Out::new();
+        if json {
+            out.json(self)?;
+            return out.finish();
+        }
+        out.line(match (self.descriptor_changed, self.rewritten) {
+            (true, _) => "The descriptor is changed.",
+            (false, 0) => "Nothing to change.",
+            (false, _) => "The descriptor was right already.",
+        })?;
+        if self.headers > 0 {
+            out.line(format!("{} of {} file headers rewritten.", self.rewritten, self.headers))?;
+        }
+        out.finish()
+    }
+}
+
+fn change_passphrase(args: &PassphraseArgs) -> anyhow::Result<()> {
+    let refused = |error| unlock_error(error, &args.dir);
+    let (_root, bytes) = locked(&args.dir, Access::ReadWrite)?;
+    let mut editor = Editor::open(&bytes, &args.keys.unlock_options()).map_err(refused)?;
+    let mut change = || editor.change_passphrase(&args.new.read()?, Argon2Cost::DEFAULT);
+    change().map_err(|error| refused(error.into()))?;
+    let bytes = editor.finish().map_err(refused)?;
+    write_descriptor(&args.dir, &bytes)?;
+    let mut out = Out::new();
+    out.line("The passphrase is changed. Old copies of kmsfs.volume still open with the old one.")?;
+    out.finish()
+}

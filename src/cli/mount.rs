@@ -1,0 +1,239 @@
+//! `kmsfs SOURCE MOUNTPOINT`, also as `mount.kmsfs` and `mount.fuse.kmsfs` for mount(8).
+
+pub(super) mod options;
+
+use crate::crypto::BACKEND;
+use crate::fs::volume::OpenError;
+use crate::fs::{Access, MountFlags, Volume};
+use crate::fuse::session::{Config, SessionError, serve};
+use crate::keys::UnlockOptions;
+use crate::sys::{logging, process};
+use clap::{ArgAction, Parser};
+use log::LevelFilter;
+use options::Words;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Exit code of a wrong command line.
+const EXIT_USAGE: i32 = 2;
+/// Exit code of a volume that is not the expected one.
+const EXIT_OTHER: i32 = 1;
+/// Newest on-disk format this program writes.
+const FORMAT_VERSION: u16 = 1;
+
+/// Mount an encrypted directory. Returns when the mount answers; a daemon serves it until it is
+/// unmounted with `kmsfsctl umount`, umount(8) or fusermount3 -u.
+#[derive(Parser, Debug)]
+#[command(name = "kmsfs", disable_version_flag = true)]
+struct Arguments {
+    /// Directory with the encrypted files, made by `kmsfsctl init`
+    #[arg(required_unless_present = "version")]
+    source: Option<PathBuf>,
+    /// Empty directory on which the plain files appear
+    #[arg(required_unless_present = "version")]
+    mountpoint: Option<PathBuf>,
+    /// Mount options, separated by commas; every long option below is one of them, too
+    #[arg(short = 'o', value_name = "OPT[,OPT...]", action = ArgAction::Append)]
+    options: Vec<String>,
+    /// Stay in the foreground and log to standard error
+    #[arg(short = 'f', long)]
+    foreground: bool,
+    /// Read the passphrase from this file
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Use this key file instead of the one the volume remembers
+    #[arg(long, value_name = "FILE")]
+    keyfile: Option<PathBuf>,
+    /// Open with this X25519 identity file
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Refuse any volume but the one with this id
+    #[arg(long, value_name = "ID", value_parser = options::volume_id)]
+    expect_volume: Option<[u8; 16]>,
+    /// Mount read-only
+    #[arg(long, alias = "read-only", short = 'r')]
+    ro: bool,
+    /// Mount read-write (default)
+    #[arg(long, short = 'w', overrides_with = "ro")]
+    rw: bool,
+    /// Let other users in; the kernel checks their permissions
+    #[arg(long)]
+    allow_other: bool,
+    /// POSIX access control lists
+    #[arg(long)]
+    acl: bool,
+    /// Mount over a directory that is not empty
+    #[arg(long)]
+    nonempty: bool,
+    /// Log more
+    #[arg(short = 'v', long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Print version, on-disk format and cipher backend
+    #[arg(short = 'V', long)]
+    version: bool,
+    // What mount(8) passes to a helper and means nothing here.
+    #[arg(short = 'n', hide = true)]
+    no_table: bool,
+    #[arg(short = 's', hide = true)]
+    sloppy: bool,
+    #[arg(short = 't', hide = true)]
+    kind: Option<String>,
+}
+
+/// Runs the program; returns its exit code.
+pub fn main() -> i32 {
+    let inherited = process::open_descriptors();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            // Help and version requests are not errors and go to standard output.
+            let _ = e.print();
+            return e.exit_code();
+        }
+    };
+    if arguments.version {
+        println!("{}", version());
+        return 0;
+    }
+    logging::init(match arguments.verbose {
+        0 => LevelFilter::Info,
+        _ => LevelFilter::Debug,
+    });
+    match words(&arguments) {
+        Ok(words) => run(arguments, words, &inherited),
+        Err(sentence) => {
+            eprintln!("kmsfs: {sentence}");
+            EXIT_USAGE
+        }
+    }
+}
+
+fn version() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!("kmsfs {version} (on-disk format {FORMAT_VERSION}, AES-256-GCM by {BACKEND})")
+}
+
+/// `-o` words first, then long options: these are closer to the person who typed them.
+fn words(arguments: &Arguments) -> Result<Words, String> {
+    let mut words = Words::default();
+    arguments.options.iter().try_for_each(|list| words.add_list(list))?;
+    let given = [
+        (arguments.ro, "ro"),
+        (arguments.rw, "rw"),
+        (arguments.allow_other, "allow_other"),
+        (arguments.acl, "acl"),
+        (arguments.nonempty, "nonempty"),
+    ];
+    given.iter().filter(|(on, _)| *on).try_for_each(|(_, word)| words.add(word))?;
+    for (given, word) in [
+        (&arguments.passphrase_file, &mut words.passphrase_file),
+        (&arguments.keyfile, &mut words.keyfile),
+        (&arguments.identity, &mut words.identity),
+    ] {
+        if given.is_some() {
+            word.clone_from(given);
+        }
+    }
+    words.expect_volume = arguments.expect_volume.or(words.expect_volume);
+    Ok(words)
+}
+
+fn run(arguments: Arguments, words: Words, inherited: &[i32]) -> i32 {
+    let (Some(source), Some(mountpoint)) = (arguments.source, arguments.mountpoint) else {
+        return EXIT_USAGE;
+    };
+    let source = strip_type(source);
+    let config = Config {
+        source: source.clone(),
+        mountpoint,
+        options: words.mount,
+        foreground: arguments.foreground,
+        aead: BACKEND,
+        hook: None,
+    };
+    let open = |access, flags| open_volume(&source, access, flags, words);
+    match serve(config, inherited, open) {
+        Ok(()) => 0,
+        Err(SessionError { message, exit_code }) => {
+            eprintln!("kmsfs: {message}");
+            exit_code
+        }
+    }
+}
+
+/// fstab may name the source `kmsfs#DIR`, the older way to say the type.
+fn strip_type(source: PathBuf) -> PathBuf {
+    let bytes = source.as_os_str().as_bytes();
+    match bytes.strip_prefix(b"kmsfs#") {
+        Some(path) => PathBuf::from(OsString::from(std::ffi::OsStr::from_bytes(path))),
+        None => source,
+    }
+}
+
+fn open_volume(
+    source: &std::path::Path,
+    access: Access,
+    flags: MountFlags,
+    words: Words,
+) -> Result<Volume, OpenError> {
+    let unlock = UnlockOptions {
+        passphrase_file: words.passphrase_file,
+        keyfile: words.keyfile,
+        identity: words.identity,
+        prompt: Some(Box::new(super::secrets::ask)),
+    };
+    let volume = Volume::open(source, access, flags, &unlock)?;
+    let found = volume.descriptor().volume.0;
+    if words.expect_volume.is_some_and(|wanted| wanted != found) {
+        let message = format!(
+            "{} holds volume {}, not the expected one",
+            source.display(),
+            data_encoding::HEXLOWER.encode(&found)
+        );
+        // A failure to close changes nothing about the refusal.
+        let _ = volume.shutdown();
+        return Err(OpenError { message, exit_code: EXIT_OTHER });
+    }
+    Ok(volume)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Words, String> {
+        let line = ["kmsfs", "/src", "/mnt"].iter().chain(line);
+        words(&Arguments::try_parse_from(line).map_err(|e| e.to_string())?)
+    }
+
+    #[test]
+    fn long_options_are_words_too() {
+        let id = "00112233445566778899aabbccddeeff";
+        let long = ["--ro", "--allow-other", "--keyfile", "/k", "--expect-volume", id];
+        let list = format!("ro,allow_other,keyfile=/k,expect-volume={id}");
+        assert_eq!(parse(&long).unwrap(), parse(&["-o", &list]).unwrap());
+    }
+
+    #[test]
+    fn long_options_win_over_words_and_lists_add_up() {
+        let words = parse(&["-o", "keyfile=/a,ro", "--keyfile", "/b", "-o", "acl"]).unwrap();
+        assert_eq!(words.keyfile, Some("/b".into()));
+        assert!(words.mount.read_only && words.mount.acl);
+    }
+
+    #[test]
+    fn the_way_mount_calls_its_helpers_is_understood() {
+        let helper = ["-n", "-v", "-s", "-o", "rw,noauto,user", "-t", "fuse.kmsfs"];
+        assert_eq!(parse(&helper).unwrap(), Words::default());
+        assert_eq!(strip_type("kmsfs#/a#b".into()), PathBuf::from("/a#b"));
+        assert_eq!(strip_type("/a".into()), PathBuf::from("/a"));
+    }
+
+    #[test]
+    fn a_missing_mount_point_is_a_usage_error() {
+        let error = Arguments::try_parse_from(["kmsfs", "/src"]).unwrap_err();
+        assert_eq!(error.exit_code(), EXIT_USAGE);
+        assert!(Arguments::try_parse_from(["kmsfs", "--version"]).unwrap().version);
+    }
+}

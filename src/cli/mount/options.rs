@@ -1,0 +1,220 @@
+//! The words of `-o`, as mount(8), fstab and people write them.
+//!
+//! Knows no clap: the same words come from a command line, from fstab through mount(8), and from
+//! long options.
+
+use crate::fs::volume::Atime;
+use crate::fuse::MountOptions;
+use std::path::PathBuf;
+
+/// Everything that can be said with `-o`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Words {
+    /// How the mount behaves.
+    pub mount: MountOptions,
+    /// File with the passphrase.
+    pub passphrase_file: Option<PathBuf>,
+    /// Key file.
+    pub keyfile: Option<PathBuf>,
+    /// X25519 identity file.
+    pub identity: Option<PathBuf>,
+    /// The only volume id to accept.
+    pub expect_volume: Option<[u8; 16]>,
+}
+
+/// Words that mean something to mount(8), fstab or systemd and nothing here.
+const IGNORED: [&str; 13] = [
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+    "async",
+    "default_permissions",
+    "rw",
+];
+
+/// The words for error messages.
+const KNOWN: &str = "ro, rw, allow_other, acl, nonempty, writeback=yes|no, noatime, relatime, \
+    strictatime, dev, nodev, suid, nosuid, exec, noexec, passphrase-file=FILE, keyfile=FILE, \
+    identity=FILE, expect-volume=ID";
+
+impl Words {
+    /// Adds a list `word[,word...]`; a comma within a value is written `\,`.
+    pub fn add_list(&mut self, list: &str) -> Result<(), String> {
+        split(list).iter().filter(|word| !word.is_empty()).try_for_each(|word| self.add(word))
+    }
+
+    /// Adds one word. Later words win over earlier ones.
+    pub fn add(&mut self, word: &str) -> Result<(), String> {
+        match word.split_once('=') {
+            Some((name, value)) => self.add_value(name, value, word),
+            None => self.add_flag(word),
+        }
+    }
+
+    fn add_value(&mut self, name: &str, value: &str, word: &str) -> Result<(), String> {
+        let path = || match value {
+            "" => Err(format!("-o {name} needs a file name")),
+            value => Ok(Some(PathBuf::from(value))),
+        };
+        match name {
+            "passphrase-file" => self.passphrase_file = path()?,
+            "keyfile" => self.keyfile = path()?,
+            "identity" => self.identity = path()?,
+            "expect-volume" => self.expect_volume = Some(volume_id(value)?),
+            "writeback" => self.mount.writeback = yes_or_no(name, value)?,
+            "comment" => {}
+            _ if name.starts_with("x-") || name.starts_with("X-") => {}
+            _ => return Err(unknown(word)),
+        }
+        Ok(())
+    }
+
+    fn add_flag(&mut self, word: &str) -> Result<(), String> {
+        let mount = &mut self.mount;
+        match word {
+            "ro" => mount.read_only = true,
+            "allow_other" => mount.allow_other = true,
+            "acl" => mount.acl = true,
+            "nonempty" => mount.nonempty = true,
+            "writeback" => mount.writeback = true,
+            "noatime" => mount.atime = Atime::Noatime,
+            "relatime" | "atime" => mount.atime = Atime::Relatime,
+            "strictatime" => mount.atime = Atime::Strictatime,
+            "dev" => mount.dev = true,
+            "nodev" => mount.dev = false,
+            "suid" => mount.suid = true,
+            "nosuid" => mount.suid = false,
+            "exec" => mount.exec = true,
+            "noexec" => mount.exec = false,
+            "passphrase-file" | "keyfile" | "identity" => {
+                return Err(format!("-o {word} needs a file name: {word}=FILE"));
+            }
+            "expect-volume" => return Err("-o expect-volume needs a volume id".into()),
+            "rw" => mount.read_only = false,
+            _ if IGNORED.contains(&word) => {}
+            _ if word.starts_with("x-") || word.starts_with("X-") => {}
+            _ => return Err(unknown(word)),
+        }
+        Ok(())
+    }
+}
+
+fn unknown(word: &str) -> String {
+    format!("unknown mount option {word:?}; known are {KNOWN}")
+}
+
+fn yes_or_no(name: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "yes" | "on" | "true" | "1" => Ok(true),
+        "no" | "off" | "false" | "0" => Ok(false),
+        _ => Err(format!("-o {name} is yes or no, not {value:?}")),
+    }
+}
+
+/// 32 hexadecimal digits; hyphens between them are ignored.
+pub fn volume_id(text: &str) -> Result<[u8; 16], String> {
+    let digits: String = text.chars().filter(|&c| c != '-').collect();
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok();
+    let id = bytes.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    id.ok_or_else(|| format!("{text:?} is not a volume id (32 hexadecimal digits)"))
+}
+
+/// Splits at commas that no backslash precedes; a backslash before anything else stays.
+fn split(list: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut rest = list.chars().peekable();
+    while let Some(c) = rest.next() {
+        let escaped = c == '\\' && rest.peek().is_some_and(|&next| matches!(next, ',' | '\\'));
+        let Some(word) = words.last_mut() else { break };
+        match c {
+            _ if escaped => word.extend(rest.next()),
+            ',' => words.push(String::new()),
+            c => word.push(c),
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(list: &str) -> Result<Words, String> {
+        let mut words = Words::default();
+        words.add_list(list).map(|()| words)
+    }
+
+    #[test]
+    fn nothing_said_is_the_safe_default() {
+        let plain = words("").unwrap().mount;
+        assert!(plain.writeback && plain.exec);
+        assert!(!(plain.dev || plain.suid || plain.allow_other || plain.acl || plain.nonempty));
+        assert!(!plain.read_only);
+    }
+
+    #[test]
+    fn every_flag_does_what_it_says() {
+        let all = "ro,allow_other,acl,nonempty,writeback=no,noatime,dev,suid,noexec";
+        let expected = MountOptions {
+            read_only: true,
+            allow_other: true,
+            nonempty: true,
+            dev: true,
+            suid: true,
+            exec: false,
+            atime: Atime::Noatime,
+            acl: true,
+            writeback: false,
+        };
+        assert_eq!(words(all).unwrap().mount, expected);
+    }
+
+    #[test]
+    fn later_words_win() {
+        let mount = words("ro,dev,suid,noexec,strictatime,rw,nodev,nosuid,exec,relatime");
+        assert_eq!(mount.unwrap().mount, MountOptions::default());
+    }
+
+    #[test]
+    fn words_for_fstab_are_ignored() {
+        let list = "defaults,auto,noauto,user,users,nofail,_netdev,x-systemd.automount,x-gvfs=1,\
+            comment=my files,X-mount.mkdir,,async";
+        assert_eq!(words(list).unwrap(), Words::default());
+    }
+
+    #[test]
+    fn values_may_hold_commas_and_equals_signs() {
+        let words = words(r"keyfile=/a\,b\\c=d\e,ro").unwrap();
+        assert_eq!(words.keyfile.unwrap(), PathBuf::from(r"/a,b\c=d\e"));
+        assert!(words.mount.read_only);
+    }
+
+    #[test]
+    fn unknown_words_are_told_with_the_known_ones() {
+        for list in ["foo", "allow_root", "writeback=maybe", "keyfile=", "keyfile", "foo=bar"] {
+            assert!(words(list).is_err(), "{list}");
+        }
+        let sentence = words("ro,alow_other").unwrap_err();
+        assert!(sentence.contains("\"alow_other\"") && sentence.contains("expect-volume=ID"));
+    }
+
+    #[test]
+    fn a_volume_id_is_sixteen_bytes() {
+        let id = volume_id("00112233-4455-6677-8899-aabbccddeeFF").unwrap();
+        assert_eq!((id[0], id[1], id[15]), (0, 0x11, 0xff));
+        assert!(volume_id("0011").is_err());
+        assert!(volume_id("zz112233445566778899aabbccddeeff").is_err());
+        assert_eq!(
+            words("expect-volume=00112233445566778899aabbccddeeff").unwrap().expect_volume.unwrap()
+                [1],
+            0x11
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! `kmsfsctl umount`, `status` and `sync`: the commands that talk to a live mount.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::fs::volume::SESSION_NAME;
+use crate::fuse::control;
+use crate::fuse::mount::{table, unmount_path};
+
+use super::exit::{MOUNT_POINT, FAILURE, failure};
+use super::output::Out;
+
+/// File system type in the kernel's mount table.
+const TYPE: &str = "fuse.kmsfs";
+
+/// Unmount, and wait until the daemon has written everything and ended
+#[derive(Args)]
+pub struct UmountArgs {
+    /// Where the volume is mounted
+    mountpoint: PathBuf,
+    /// Detach now even if programs use it; the daemon ends when the last of them has closed its files
+    #[arg(long)]
+    lazy: bool,
+}
+
+/// Show what a mount is doing
+#[derive(Args)]
+pub struct StatusArgs {
+    /// Where the volume is mounted
+    mountpoint: PathBuf,
+    /// Print the facts as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Write everything to the backing disk; sync(2) cannot do that here
+#[derive(Args)]
+pub struct SyncArgs {
+    /// Where the volume is mounted
+    mountpoint: PathBuf,
+}
+
+/// Runs `umount`.
+pub fn umount(args: UmountArgs) -> anyhow::Result<()> {
+    let point = absolute(&args.mountpoint)?;
+    require_mount(&point)?;
+    let source = source_of(&point);
+    let result =
+        if args.lazy { unmount_path(&point, true) } else { control::unmount(&point) };
+    match result {
+        Ok(()) if args.lazy => Ok(()),
+        Ok(()) => source.map_or(Ok(()), |source| require_clean_end(&source)),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            let holders = table::holders(&point);
+            let cure = "close it there and try again, or use --lazy";
+            let text = format!("{} is busy{holders}; {cure}", point.display());
+            Err(failure(FAILURE, text))
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot unmount {}", point.display())),
+    }
+}
+
+/// A daemon that could not write everything leaves its session marker behind.
+fn require_clean_end(source: &Path) -> anyhow::Result<()> {
+    // Whoever may not read the backing directory cannot be told, and a marker beside a held lock
+    // belongs to the next mount.
+    let Ok(root) = std::fs::File::open(source) else { return Ok(()) };
+    let idle = flock(&root, FlockOperation::NonBlockingLockShared).is_ok();
+    if idle && source.join(SESSION_NAME).symlink_metadata().is_ok() {
+        let text = "the daemon ended without having written everything; its log says why";
+        return Err(failure(FAILURE, format!("{}: {text}", source.display())));
+    }
+    Ok(())
+}
+
+/// Runs `status`.
+pub fn status(args: StatusArgs) -> anyhow::Result<()> {
+    let point = absolute(&args.mountpoint)?;
+    require_mount(&point)?;
+    let text = control::status(&point).map_err(|error| no_answer(&point, error))?;
+    let facts: serde_json::Value =
+        serde_json::from_str(&text).context("the daemon's answer is not understood")?;
+    let mut out = Out::new();
+    if args.json {
+        out.json(&facts)?;
+    } else {
+        for (name, value) in facts.as_object().into_iter().flatten() {
+            print_fact(&mut out, name, value)?;
+        }
+    }
+    out.finish()
+}
+
+fn print_fact(out: &mut Out, name: &str, value: &serde_json::Value) -> anyhow::Result<()> {
+    let label = name.replace('_', " ");
+    match value {
+        serde_json::Value::String(text) => out.fact(&label, text),
+        serde_json::Value::Object(counts) => {
+            let pairs: Vec<String> =
+                counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            out.fact(&label, if pairs.is_empty() { "none".into() } else { pairs.join(", ") })
+        }
+        other => out.fact(&label, other.to_string()),
+    }
+}
+
+/// Runs `sync`.
+pub fn sync(args: SyncArgs) -> anyhow::Result<()> {
+    let point = absolute(&args.mountpoint)?;
+    require_mount(&point)?;
+    control::sync(&point).map_err(|error| no_answer(&point, error))
+}
+
+/// The path as the mount table writes it. Only the parent is looked at: a dead daemon's mount point
+/// answers no question.
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    let resolve = || -> io::Result<PathBuf> {
+        let path = std::path::absolute(path)?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return path.canonicalize();
+        };
+        let plain = parent.canonicalize()?.join(name);
+        // A symbolic link to a mount point is as good as the mount point.
+        if plain.is_symlink() { plain.canonicalize() } else { Ok(plain) }
+    };
+    resolve().map_err(|error| failure(MOUNT_POINT, format!("{}: {error}", path.display())))
+}
+
+fn require_mount(point: &Path) -> anyhow::Result<()> {
+    match table::top_at(point) {
+        Some(entry) if entry.kind == TYPE => Ok(()),
+        _ => Err(failure(MOUNT_POINT, format!("no kmsfs is mounted on {}", point.display()))),
+    }
+}
+
+/// The backing directory, if the daemon still answers.
+fn source_of(point: &Path) -> Option<PathBuf> {
+    let facts: serde_json::Value = serde_json::from_str(&control::status(point).ok()?).ok()?;
+    Some(PathBuf::from(facts.get("source")?.as_str()?))
+}
+
+fn no_answer(point: &Path, error: io::Error) -> anyhow::Error {
+    let shown = point.display();
+    match error.raw_os_error() {
+        Some(libc::ENOTCONN) => failure(
+            FAILURE,
+            format!("the daemon of {shown} has died; `kmsfsctl umount {shown}` clears the mount"),
+        ),
+        Some(libc::EPERM | libc::EACCES) => {
+            let text = "only root and the user who mounted it may ask";
+            failure(FAILURE, format!("{shown}: {text}"))
+        }
+        _ => anyhow::Error::new(error).context(shown.to_string()),
+    }
+}

@@ -1,0 +1,189 @@
+//! `kmsfsctl verify`: checks a whole volume.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+
+use clap::Args;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::fs::Access;
+use crate::fs::survey::{Damage, regular_bytes};
+use crate::fs::verify::{Checked, Verifier, Watch};
+
+use super::exit::{DAMAGE, failure};
+use super::output::{Out, hex, human_bytes, shown};
+use super::progress::Progress;
+use super::secrets::KeyOptions;
+use super::tree::Tree;
+
+/// Check every name, attribute and byte of the volume in DIR
+#[derive(Args)]
+pub struct VerifyArgs {
+    /// The volume, not mounted (a copy of it will do)
+    dir: PathBuf,
+    /// Threads that read content (default: one per processor)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+/// One damaged object, for people and for JSON.
+#[derive(Serialize)]
+pub struct DamageLine {
+    /// Plaintext path.
+    path: String,
+    /// Path in the backing directory.
+    backing: String,
+    /// What is wrong.
+    reason: String,
+}
+
+impl From<Damage> for DamageLine {
+    fn from(damage: Damage) -> Self {
+        Self {
+            path: format!("/{}", shown(&damage.plain)),
+            backing: shown(&damage.backing),
+            reason: damage.reason,
+        }
+    }
+}
+
+impl DamageLine {
+    fn text(&self) -> String {
+        let at = if self.backing.is_empty() { "." } else { &self.backing };
+        format!("damaged: {} (backing file {at}): {}", self.path, self.reason)
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    volume_id: String,
+    files: u64,
+    bytes: u64,
+    directories: u64,
+    symlinks: u64,
+    special_files: u64,
+    crash_leftovers: u64,
+    damaged: Vec<DamageLine>,
+}
+
+/// Prints damage as it is found; keeps it for the report.
+pub struct Screen {
+    progress: Progress,
+    json: bool,
+    damaged: Mutex<Vec<DamageLine>>,
+    broken_pipe: Mutex<anyhow::Result<()>>,
+}
+
+impl Screen {
+    /// `verb` as for [`Progress::new`].
+    pub fn new(verb: &'static str, json: bool) -> Self {
+        Self {
+            progress: Progress::new(verb, json),
+            json,
+            damaged: Mutex::default(),
+            broken_pipe: Mutex::new(Ok(())),
+        }
+    }
+
+    /// So many bytes of work lie ahead.
+    pub fn expect(&self, bytes: u64) {
+        self.progress.expect(bytes);
+    }
+
+    /// Ends the display; what was damaged.
+    pub fn finish(self) -> anyhow::Result<Vec<DamageLine>> {
+        self.broken_pipe.into_inner()?;
+        Ok(self.damaged.into_inner())
+    }
+}
+
+impl Watch for Screen {
+    fn checked(&self, bytes: u64) {
+        self.progress.done(bytes);
+    }
+
+    fn damaged(&self, damage: Damage) {
+        let line = DamageLine::from(damage);
+        let mut all = self.damaged.lock();
+        if !self.json {
+            self.progress.line(|| {
+                let mut out = Out::new();
+                let written = out.line(line.text()).and_then(|()| out.finish());
+                if written.is_err() {
+                    *self.broken_pipe.lock() = written;
+                }
+            });
+        }
+        all.push(line);
+    }
+}
+
+/// Runs the command.
+pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
+    let tree = Tree::open(&args.dir, Access::ReadOnly, &args.keys.unlock_options())?;
+    let screen = Screen::new("checked", args.json);
+    screen.expect(regular_bytes(&tree.root)?);
+    let verifier = Verifier {
+        context: tree.context.clone(),
+        names: tree.descriptor.params.names,
+        keyring: &tree.keyring,
+        watch: &screen,
+    };
+    let threads = args.threads.map_or_else(default_threads, usize::from);
+    let checked = verifier.run(&tree.root, threads)?;
+    let report = Report::new(&tree, checked, screen.finish()?);
+    report.print(args.json)?;
+    match report.damaged.len() {
+        0 => Ok(()),
+        n => Err(failure(DAMAGE, format!("{}: damage in {n} places", args.dir.display()))),
+    }
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+impl Report {
+    fn new(tree: &Tree, checked: Checked, damaged: Vec<DamageLine>) -> Self {
+        Self {
+            volume_id: hex(&tree.descriptor.volume.0),
+            files: checked.files.load(Relaxed),
+            bytes: checked.bytes.load(Relaxed),
+            directories: checked.directories.load(Relaxed),
+            symlinks: checked.symlinks.load(Relaxed),
+            special_files: checked.specials.load(Relaxed),
+            crash_leftovers: checked.leftovers.load(Relaxed),
+            damaged,
+        }
+    }
+
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut out = Out::new();
+        if json {
+            out.json(self)?;
+            return out.finish();
+        }
+        let others = self.symlinks + self.special_files;
+        let bytes = human_bytes(self.bytes);
+        out.line(format!(
+            "checked {} files ({bytes}), {} directories, {others} other objects; {} damaged",
+            self.files,
+            self.directories,
+            self.damaged.len()
+        ))?;
+        if self.crash_leftovers > 0 {
+            out.line(format!(
+                "{} files are longer than their header says: growth cut short by a crash, \
+                 harmless",
+                self.crash_leftovers
+            ))?;
+        }
+        out.finish()
+    }
+}

@@ -1,0 +1,339 @@
+//! Directories: descriptors (a bounded cache), ids, and the rules for a directory without one.
+
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::attr::{FileKind, Ino};
+use super::backing;
+use super::error::{FsError, FsResult};
+use super::inode::Inode;
+use super::names::{DIR_FILE, Entry, Listed};
+use super::volume::Volume;
+use crate::crypto;
+use crate::format::{DirId, dirfile};
+
+/// An `O_PATH` descriptor of a directory.
+pub struct DirHandle(pub OwnedFd);
+
+impl AsFd for DirHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The most recently used directories' descriptors. Evicting one costs one open when it is needed
+/// again; handles in use stay valid.
+pub struct DirCache(Mutex<LruCache<Ino, Arc<DirHandle>>>);
+
+impl DirCache {
+    /// A cache of at most `capacity` descriptors.
+    pub fn new(capacity: usize) -> DirCache {
+        let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
+        DirCache(Mutex::new(LruCache::new(capacity)))
+    }
+
+    fn get(&self, ino: Ino) -> Option<Arc<DirHandle>> {
+        self.0.lock().get(&ino).cloned()
+    }
+
+    fn put(&self, ino: Ino, handle: Arc<DirHandle>) {
+        self.0.lock().put(ino, handle);
+    }
+
+    /// Forgets a directory that is being removed.
+    pub fn remove(&self, ino: Ino) {
+        self.0.lock().pop(&ino);
+    }
+
+    /// Descriptors held.
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+/// Where an object can be reached right now.
+pub enum Loc {
+    /// By its entry in a directory.
+    At(Arc<DirHandle>, Box<[u8]>),
+    /// Its last entry is gone (or it is the root).
+    Fd(Arc<OwnedFd>),
+}
+
+impl Loc {
+    /// `fstatat` of the object.
+    pub fn stat(&self) -> Result<Stat, Errno> {
+        match self {
+            Loc::At(dir, entry) => backing::stat_at(dir, entry),
+            Loc::Fd(fd) => rustix::fs::fstat(fd),
+        }
+    }
+
+    /// A descriptor naming the object.
+    pub fn pin(&self) -> FsResult<Arc<OwnedFd>> {
+        match self {
+            Loc::At(dir, entry) => Ok(Arc::new(backing::open_path(dir, entry)?)),
+            Loc::Fd(fd) => Ok(fd.clone()),
+        }
+    }
+}
+
+impl Volume {
+    /// The inode with this number.
+    pub(super) fn inode(&self, ino: Ino) -> FsResult<Arc<Inode>> {
+        self.table.get(ino).ok_or(FsError::Errno(libc::ESTALE))
+    }
+
+    /// Runs `act` on where the object is; once more if it moved meanwhile.
+    pub(super) fn at<T>(
+        &self,
+        inode: &Inode,
+        mut act: impl FnMut(&Loc) -> FsResult<T>,
+    ) -> FsResult<T> {
+        let mut last = FsError::Errno(libc::ESTALE);
+        for _ in 0..4 {
+            match self.locate(inode).and_then(|loc| act(&loc)) {
+                Err(FsError::Errno(libc::ENOENT)) => last = FsError::Errno(libc::ENOENT),
+                other => return other,
+            }
+        }
+        Err(last)
+    }
+
+    pub(super) fn locate(&self, inode: &Inode) -> FsResult<Loc> {
+        if inode.ino == self.root_ino() {
+            return Ok(Loc::Fd(self.root.clone()));
+        }
+        let place = {
+            let names = inode.names.lock();
+            if let Some(fd) = &names.pinned {
+                return Ok(Loc::Fd(fd.clone()));
+            }
+            names.places.last().cloned().ok_or(FsError::Errno(libc::ESTALE))?
+        };
+        Ok(Loc::At(self.dir_handle(&place.parent)?, place.entry))
+    }
+
+    /// A descriptor of a directory inode, from the cache or by walking down from the nearest
+    /// cached ancestor.
+    pub(super) fn dir_handle(&self, dir: &Arc<Inode>) -> FsResult<Arc<DirHandle>> {
+        if let Some(handle) = self.dirs.get(dir.ino) {
+            return Ok(handle);
+        }
+        // Climb without recursion: a path may be thousands of directories deep.
+        let mut missing = vec![dir.clone()];
+        let mut handle = loop {
+            let top = &missing[missing.len() - 1];
+            if let Some(start) = self.start_handle(top)? {
+                missing.pop();
+                break start;
+            }
+            let place = top.names.lock().places.last().cloned();
+            let parent = place.ok_or(FsError::Errno(libc::ESTALE))?.parent;
+            if let Some(found) = self.dirs.get(parent.ino) {
+                break found;
+            }
+            missing.push(parent);
+        };
+        while let Some(next) = missing.pop() {
+            let place = next.names.lock().places.last().cloned();
+            let entry = place.ok_or(FsError::Errno(libc::ESTALE))?.entry;
+            handle = Arc::new(DirHandle(open_dir_entry(&handle, &entry)?));
+            self.dirs.put(next.ino, handle.clone());
+        }
+        Ok(handle)
+    }
+
+    /// The handle of a directory that needs no parent: the root, or a removed one.
+    fn start_handle(&self, dir: &Inode) -> FsResult<Option<Arc<DirHandle>>> {
+        let fd = if dir.ino == self.root_ino() {
+            Some(self.root.clone())
+        } else {
+            dir.names.lock().pinned.clone()
+        };
+        let Some(fd) = fd else { return Ok(None) };
+        let handle = Arc::new(DirHandle(fd.try_clone().map_err(FsError::from)?));
+        self.dirs.put(dir.ino, handle.clone());
+        Ok(Some(handle))
+    }
+
+    /// Id of a directory; `None` for an empty directory that has none (yet).
+    pub(super) fn dir_id(&self, dir: &Inode, handle: &DirHandle) -> FsResult<Option<DirId>> {
+        if let Some(id) = dir.names.lock().dir_id {
+            return Ok(Some(id));
+        }
+        let Some(bytes) = backing::read_small(handle, DIR_FILE, dirfile::DIRFILE_LEN)? else {
+            return match self.holds_only_helpers(handle)? {
+                true => Ok(None),
+                false => Err(FsError::Damaged("directory has lost its kmsfs.dir".into())),
+            };
+        };
+        let id = dirfile::decode(&bytes, |m, mac| self.keys.directory_mac_ok(m, mac))
+            .map_err(|e| FsError::Damaged(format!("kmsfs.dir: {e}")))?;
+        dir.names.lock().dir_id = Some(id);
+        Ok(Some(id))
+    }
+
+    fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {
+        let codec = self.codec();
+        let entries = backing::list(handle)?;
+        Ok(entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)))
+    }
+
+    /// Id of a directory that something is about to be created in.
+    pub(super) fn dir_id_or_new(&self, dir: &Inode, handle: &DirHandle) -> FsResult<DirId> {
+        if let Some(id) = self.dir_id(dir, handle)? {
+            return Ok(id);
+        }
+        let id = DirId(crypto::random_array());
+        self.write_dir_file(handle, id)?;
+        dir.names.lock().dir_id = Some(id);
+        Ok(id)
+    }
+
+    /// Writes a directory's own file.
+    pub(super) fn write_dir_file(&self, handle: impl AsFd, id: DirId) -> FsResult<()> {
+        let bytes = dirfile::encode(id, |m| self.keys.directory_mac(m));
+        backing::write_small(handle, DIR_FILE, &bytes)
+    }
+
+    /// The backing entry of `name` for look-ups: `None` in a directory that cannot hold it.
+    pub(super) fn find_entry(
+        &self,
+        dir: &Inode,
+        handle: &DirHandle,
+        name: &[u8],
+    ) -> FsResult<Option<Entry>> {
+        match self.dir_id(dir, handle)? {
+            Some(id) => self.codec().entry(id, name).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Plaintext name of a raw entry; `None` for what is not shown. An entry that does not decrypt
+    /// is logged once.
+    pub(super) fn plain_name(
+        &self,
+        dir: &Inode,
+        handle: &DirHandle,
+        id: Option<DirId>,
+        raw: &[u8],
+    ) -> Option<Vec<u8>> {
+        match self.codec().listed(id, raw) {
+            Listed::Name(name) => Some(name),
+            Listed::Dot | Listed::Helper => None,
+            Listed::Unreadable => {
+                self.log_unreadable(dir, raw, "name does not decrypt");
+                None
+            }
+            Listed::Long => match self.read_long_name(handle, id, raw) {
+                Ok(name) => Some(name),
+                Err(error) => {
+                    self.log_unreadable(dir, raw, &error.to_string());
+                    None
+                }
+            },
+        }
+    }
+
+    /// The name in the sidecar of a long entry.
+    pub(super) fn read_long_name(
+        &self,
+        handle: &DirHandle,
+        id: Option<DirId>,
+        raw: &[u8],
+    ) -> FsResult<Vec<u8>> {
+        let sidecar = backing::read_small(handle, &super::names::sidecar_of(raw), 4096)?
+            .ok_or_else(|| FsError::Damaged("the sidecar of a long name is missing".into()))?;
+        let id = id.ok_or_else(|| FsError::Damaged("directory has lost its kmsfs.dir".into()))?;
+        self.codec().long_name(id, raw, &sidecar)
+    }
+
+    fn log_unreadable(&self, dir: &Inode, raw: &[u8], why: &str) {
+        let path = self.backing_path_of(dir).join(lossy(raw));
+        if self.logged.lock().insert(path.clone()) {
+            log::warn!(
+                "{}: {why}; left out of the listing of {}",
+                path.display(),
+                self.plain_path(dir)
+            );
+        }
+    }
+
+    /// Empties a directory of helpers if it holds nothing else. `ENOTEMPTY` otherwise. Returns the
+    /// id, to put back should the removal fail.
+    pub(super) fn strip_helpers(
+        &self,
+        inode: &Inode,
+        handle: &DirHandle,
+    ) -> FsResult<Option<DirId>> {
+        let entries = self.list_lifted(inode, handle)?;
+        let codec = self.codec();
+        if !entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)) {
+            return Err(Errno::NOTEMPTY.into());
+        }
+        let id = self.dir_id(inode, handle).ok().flatten();
+        for entry in &entries {
+            backing::unlink_if_there(handle, &entry.name)?;
+        }
+        Ok(id)
+    }
+
+    /// Lists a directory whose mode may deny even its owner; rmdir needs no permission on it.
+    fn list_lifted(&self, inode: &Inode, handle: &DirHandle) -> FsResult<Vec<backing::RawEntry>> {
+        let st = rustix::fs::fstat(handle)?;
+        let mode = st.st_mode & 0o7777;
+        if mode & 0o700 != 0o700 && st.st_uid == rustix::process::geteuid().as_raw() {
+            let path = backing::proc_path(&handle.0);
+            rustix::fs::chmod(&path, Mode::from_raw_mode(mode | 0o700))?;
+            inode.names.lock().dir_id = None;
+        }
+        Ok(backing::list(handle)?)
+    }
+
+    /// Plaintext path of an inode, for messages only.
+    pub(super) fn plain_path(&self, inode: &Inode) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        let mut at = inode.names.lock().places.last().cloned();
+        while let Some(place) = at {
+            let name = self
+                .dir_handle(&place.parent)
+                .and_then(|h| Ok((self.dir_id(&place.parent, &h)?, h)))
+                .ok()
+                .and_then(|(id, h)| match self.codec().listed(id, &place.entry) {
+                    Listed::Name(name) => Some(name),
+                    Listed::Long => self.read_long_name(&h, id, &place.entry).ok(),
+                    Listed::Dot | Listed::Helper | Listed::Unreadable => None,
+                });
+            let name = name.unwrap_or_else(|| b"?".to_vec());
+            parts.push(String::from_utf8_lossy(&name).into_owned());
+            at = place.parent.names.lock().places.last().cloned();
+        }
+        parts.reverse();
+        format!("/{}", parts.join("/"))
+    }
+
+    /// Kind and number of an object found in the backing, or an error for what cannot be ours.
+    pub(super) fn identify(&self, st: &Stat) -> FsResult<(Ino, FileKind)> {
+        let kind = FileKind::from_mode(st.st_mode).ok_or(FsError::Errno(libc::EIO))?;
+        if st.st_dev != self.dev {
+            return Err(FsError::Errno(libc::EXDEV));
+        }
+        Ok((self.show_ino(st.st_ino), kind))
+    }
+}
+
+/// A backing name for a path in a message.
+pub(super) fn lossy(raw: &[u8]) -> String {
+    String::from_utf8_lossy(raw).into_owned()
+}
+
+fn open_dir_entry(parent: &DirHandle, entry: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(parent, entry, flags, Mode::empty())
+}

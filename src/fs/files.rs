@@ -1,0 +1,440 @@
+//! Open files: content shared per inode, handles, reading, writing, committing.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Mode, Stat, Timespec, Timestamps};
+
+use super::attr::{FileKind, Ino};
+use super::backing;
+use super::dirs::Loc;
+use super::error::{FsError, FsResult};
+use super::inode::{FileState, Inode};
+use super::volume::{Atime, Fh, Opened, Volume};
+use crate::format::header::Header;
+use crate::store::{Content, FileStorage, Storage, StoreError};
+
+/// Bytes copied at a time by copy_file_range.
+const COPY_STEP: usize = 1 << 20;
+
+/// One open file description.
+pub struct FileHandle {
+    /// Its inode.
+    pub inode: Arc<Inode>,
+    /// Opened for writing.
+    pub writable: bool,
+    atime_done: AtomicBool,
+}
+
+impl Volume {
+    /// Opens a regular file. `flags` are open(2) flags as the kernel sends them. May wait for a key.
+    pub fn open_file(&self, ino: Ino, flags: i32) -> FsResult<Opened> {
+        let inode = self.inode(ino)?;
+        if inode.kind != FileKind::Regular {
+            return Err(FsError::Errno(libc::EINVAL));
+        }
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if write || flags & libc::O_TRUNC != 0 {
+            self.require_writable()?;
+        }
+        self.hold_content(&inode, write || flags & libc::O_TRUNC != 0)?;
+        let opened = self.new_handle(&inode, write);
+        if flags & libc::O_TRUNC != 0
+            && let Err(error) = self.truncate_held(&inode, 0)
+        {
+            self.release(opened.fh);
+            return Err(error);
+        }
+        Ok(opened)
+    }
+
+    /// Registers a handle whose content is held already.
+    pub(super) fn new_handle(&self, inode: &Arc<Inode>, writable: bool) -> Opened {
+        let fh = self.new_fh();
+        let handle =
+            FileHandle { inode: inode.clone(), writable, atime_done: AtomicBool::new(false) };
+        self.files.write().insert(fh, Arc::new(handle));
+        // The backing directory is ours alone, so what the kernel has cached is still true.
+        Opened { fh, keep_cache: true }
+    }
+
+    pub(super) fn handle(&self, fh: Fh) -> FsResult<Arc<FileHandle>> {
+        self.files.read().get(&fh).cloned().ok_or(FsError::Errno(libc::EBADF))
+    }
+
+    /// Makes sure that the inode has content (or, if only read, at least its backing file) open,
+    /// and counts one user of it. `drop_content` is the other half.
+    pub(super) fn hold_content(&self, inode: &Arc<Inode>, write: bool) -> FsResult<()> {
+        let _opening = inode.opening.lock();
+        let (content, storage) = {
+            let mut file = inode.file.lock();
+            if Self::is_open_enough(&file, write) {
+                file.handles += 1;
+                return Ok(());
+            }
+            (file.content.clone(), file.storage.clone())
+        };
+        let fresh = match storage {
+            Some(storage) if !write => storage,
+            _ => Arc::new(FileStorage(self.open_backing(inode, write)?)),
+        };
+        let content = match content {
+            Some(content) => {
+                content.upgrade(fresh.clone());
+                Some(content)
+            }
+            None => self.load_content(inode, &fresh, write)?,
+        };
+        let mut file = inode.file.lock();
+        file.storage = Some(fresh);
+        file.content = content;
+        file.handles += 1;
+        drop(file);
+        self.open.lock().insert(inode.ino, inode.clone());
+        Ok(())
+    }
+
+    fn is_open_enough(file: &FileState, write: bool) -> bool {
+        match &file.content {
+            Some(content) => !write || content.is_writable(),
+            None => !write && file.storage.is_some(),
+        }
+    }
+
+    fn open_backing(&self, inode: &Inode, write: bool) -> FsResult<File> {
+        let file = self.at(inode, |loc| match loc {
+            Loc::At(dir, entry) => backing::open_file(dir, entry, write),
+            // An unlinked file is reopened through its descriptor.
+            Loc::Fd(fd) => {
+                let options = std::fs::File::options().read(true).write(write).to_owned();
+                Ok(options.open(backing::proc_path(fd))?)
+            }
+        })?;
+        let st = rustix::fs::fstat(&file)?;
+        let (ino, kind) = self.identify(&st)?;
+        if ino != inode.ino || kind != inode.kind {
+            return Err(FsError::Damaged("the backing entry is not the object it was".into()));
+        }
+        Ok(file)
+    }
+
+    /// Content of a backing file; `None` for a never-written file that is only read.
+    fn load_content(
+        &self,
+        inode: &Inode,
+        storage: &Arc<FileStorage>,
+        write: bool,
+    ) -> FsResult<Option<Arc<Content>>> {
+        let backing_len = storage.len()?;
+        let dynamic: Arc<dyn Storage> = storage.clone();
+        if backing_len == 0 {
+            if !write {
+                return Ok(None);
+            }
+            let new = self.keyring.for_new_file()?;
+            let content = Content::create(self.ctx.clone(), dynamic, new.key, new.slot);
+            return Ok(Some(Arc::new(content)));
+        }
+        let opened = self.open_existing(inode, dynamic, backing_len, write);
+        opened.map(|c| Some(Arc::new(c))).map_err(|e| self.note(inode, e))
+    }
+
+    fn open_existing(
+        &self,
+        inode: &Inode,
+        storage: Arc<dyn Storage>,
+        backing_len: u64,
+        write: bool,
+    ) -> FsResult<Content> {
+        let header = Content::read_header(&self.ctx, &*storage)?;
+        self.check_shown_size(inode, &header, backing_len)?;
+        let key = self.keyring.data_key(&header.current)?;
+        let next = header.next.as_ref().map(|slot| self.keyring.data_key(slot)).transpose()?;
+        Ok(Content::open(self.ctx.clone(), storage, header, key, next, write)?)
+    }
+
+    /// The kernel may have been told a size from the backing length alone. If the authenticated
+    /// size differs, its cached inode must go: a new generation and ESTALE make it look up again.
+    fn check_shown_size(&self, inode: &Inode, header: &Header, backing_len: u64) -> FsResult<()> {
+        let known = inode.file.lock().true_size;
+        let shown = known.unwrap_or(self.ctx.layout.plain_len_floor(backing_len));
+        if shown == header.size {
+            return Ok(());
+        }
+        log::warn!(
+            "{}: its backing file {} has a length for {} bytes, but the authenticated size is {}; \
+             the authenticated size is used",
+            self.plain_path(inode),
+            self.backing_path_of(inode).display(),
+            shown,
+            header.size
+        );
+        inode.file.lock().true_size = Some(header.size);
+        inode.generation.fetch_add(1, Ordering::Relaxed);
+        Err(FsError::Errno(libc::ESTALE))
+    }
+
+    /// Gives up one user of the content; the last one commits and closes it. What cannot be
+    /// committed stays in memory and is tried again by `commit_all`.
+    pub(super) fn drop_content(&self, inode: &Arc<Inode>) {
+        let _opening = inode.opening.lock();
+        let content = {
+            let mut file = inode.file.lock();
+            file.handles = file.handles.saturating_sub(1);
+            if file.handles > 0 {
+                return;
+            }
+            file.content.clone()
+        };
+        if let Err(error) = content.map_or(Ok(()), |c| c.commit()) {
+            let _ = self.note(inode, error.into());
+            return;
+        }
+        self.close_idle(inode);
+    }
+
+    fn close_idle(&self, inode: &Arc<Inode>) {
+        let mut file = inode.file.lock();
+        if file.handles == 0 && file.content.as_ref().is_none_or(|c| !c.is_dirty()) {
+            // Committed by us, so the backing length is right again; read-only content keeps the
+            // correction it needed.
+            if file.content.as_ref().is_some_and(|c| c.is_writable()) {
+                file.true_size = None;
+            }
+            file.content = None;
+            file.storage = None;
+            drop(file);
+            self.open.lock().remove(&inode.ino);
+        }
+    }
+
+    /// Commits one inode's content; closes it if a failed commit had kept it.
+    pub(super) fn commit_inode(&self, inode: &Arc<Inode>) -> FsResult<()> {
+        let Some(content) = inode.content() else { return Ok(()) };
+        content.commit().map_err(|e| self.note(inode, e.into()))?;
+        let _opening = inode.opening.lock();
+        self.close_idle(inode);
+        Ok(())
+    }
+
+    /// Logs damage and key trouble with both paths; gives the error back.
+    pub(super) fn note(&self, inode: &Inode, error: FsError) -> FsError {
+        if error.is_noteworthy() {
+            log::error!(
+                "{} (backing file {}): {error}",
+                self.plain_path(inode),
+                self.backing_path_of(inode).display()
+            );
+        }
+        error
+    }
+
+    /// Fills `buf` from `offset`; returns bytes read, short only at the end of the file.
+    pub fn read(&self, fh: Fh, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
+        let handle = self.handle(fh)?;
+        let Some(content) = handle.inode.content() else { return Ok(0) };
+        let n =
+            content.read(offset, buf).map_err(|e| self.note(&handle.inode, FsError::Store(e)))?;
+        self.touch_atime(&handle);
+        Ok(n)
+    }
+
+    fn touch_atime(&self, handle: &FileHandle) {
+        let due = match self.flags.atime {
+            Atime::Noatime => false,
+            Atime::Strictatime => true,
+            Atime::Relatime => !handle.atime_done.swap(true, Ordering::Relaxed),
+        };
+        if !due || !self.writable() {
+            return;
+        }
+        let Some(storage) = handle.inode.file.lock().storage.clone() else { return };
+        let Ok(st) = rustix::fs::fstat(&storage.0) else { return };
+        if self.flags.atime == Atime::Strictatime || atime_is_stale(&st) {
+            let times = Timestamps { last_access: NOW, last_modification: OMIT };
+            if let Err(errno) = rustix::fs::futimens(&storage.0, &times) {
+                log::debug!("access time not updated: {errno}");
+            }
+        }
+    }
+
+    /// Writes all of `data`. `kill_priv`: the kernel asks to drop set-id bits with this write.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], kill_priv: bool) -> FsResult<()> {
+        let handle = self.handle(fh)?;
+        let content = self.writable_content(&handle)?;
+        if kill_priv {
+            self.drop_set_id(&handle.inode)?;
+        }
+        content.write(offset, data).map_err(|e| self.note(&handle.inode, FsError::Store(e)))
+    }
+
+    fn writable_content(&self, handle: &FileHandle) -> FsResult<Arc<Content>> {
+        // With the writeback cache the kernel may use any handle it has, but only writable ones.
+        if !handle.writable {
+            return Err(FsError::Errno(libc::EBADF));
+        }
+        handle.inode.content().ok_or(FsError::Errno(libc::EBADF))
+    }
+
+    /// Clears the set-id bits that a change of content must not leave.
+    pub(super) fn drop_set_id(&self, inode: &Inode) -> FsResult<()> {
+        let Some(storage) = inode.file.lock().storage.clone() else { return Ok(()) };
+        let mode = rustix::fs::fstat(&storage.0)?.st_mode & 0o7777;
+        // S_ISGID without group execute is a lock mode, not a privilege.
+        let kill = if mode & 0o2010 == 0o2010 { 0o6000 } else { 0o4000 };
+        if mode & kill != 0 {
+            rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & !kill))?;
+        }
+        Ok(())
+    }
+
+    /// close(2): from here on kill -9 of the daemon loses nothing of this file.
+    pub fn flush(&self, fh: Fh) -> FsResult<()> {
+        let handle = self.handle(fh)?;
+        match handle.inode.content() {
+            Some(content) if content.is_dirty() => {
+                content.commit().map_err(|e| self.note(&handle.inode, e.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// fsync(2) and fdatasync(2).
+    pub fn fsync(&self, fh: Fh) -> FsResult<()> {
+        let handle = self.handle(fh)?;
+        let (content, storage) = {
+            let file = handle.inode.file.lock();
+            (file.content.clone(), file.storage.clone())
+        };
+        match (content, storage) {
+            (Some(content), _) if content.is_writable() => {
+                content.sync().map_err(|e| self.note(&handle.inode, e.into()))
+            }
+            (_, Some(storage)) => Ok(storage.sync()?),
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// The last close of a handle.
+    pub fn release(&self, fh: Fh) {
+        let Some(handle) = self.files.write().remove(&fh) else { return };
+        self.drop_content(&handle.inode);
+        let inode = handle.inode.clone();
+        drop(handle);
+        self.table.prune(inode);
+    }
+
+    /// Changes the size of a file whose content is held.
+    pub(super) fn truncate_held(&self, inode: &Arc<Inode>, size: u64) -> FsResult<()> {
+        self.drop_set_id(inode)?;
+        let content = inode.content().ok_or(FsError::Errno(libc::EBADF))?;
+        content.truncate(size).map_err(|e| self.note(inode, e.into()))
+    }
+
+    /// Runs `act` on the content of a file, open or not.
+    pub(super) fn with_content<T>(
+        &self,
+        inode: &Arc<Inode>,
+        act: impl FnOnce(&Content) -> Result<T, StoreError>,
+    ) -> FsResult<T> {
+        self.hold_content(inode, true)?;
+        let result = match inode.content() {
+            Some(content) => act(&content).map_err(|e| self.note(inode, e.into())),
+            None => Err(FsError::Errno(libc::EBADF)),
+        };
+        self.drop_content(inode);
+        result
+    }
+
+    /// fallocate(2); `mode` are FALLOC_FL_* bits.
+    pub fn fallocate(&self, fh: Fh, offset: u64, len: u64, mode: i32) -> FsResult<()> {
+        let handle = self.handle(fh)?;
+        let content = self.writable_content(&handle)?;
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let end = offset.checked_add(len).ok_or(FsError::Errno(libc::EFBIG))?;
+        self.drop_set_id(&handle.inode)?;
+        let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => content.allocate(offset, len, keep_size),
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => content.punch(offset, len),
+            libc::FALLOC_FL_ZERO_RANGE => content.punch(offset, len).and_then(|()| {
+                if keep_size || end <= content.size() { Ok(()) } else { content.truncate(end) }
+            }),
+            _ => return Err(FsError::Errno(libc::EOPNOTSUPP)),
+        };
+        done.map_err(|e| self.note(&handle.inode, e.into()))
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
+    pub fn lseek(&self, fh: Fh, offset: i64, whence: i32) -> FsResult<i64> {
+        let handle = self.handle(fh)?;
+        let start = u64::try_from(offset).map_err(|_| FsError::Errno(libc::ENXIO))?;
+        let nothing = FsError::Errno(libc::ENXIO);
+        let Some(content) = handle.inode.content() else { return Err(nothing) };
+        let found = match whence {
+            libc::SEEK_DATA => content.seek_data(start),
+            libc::SEEK_HOLE => content.seek_hole(start),
+            _ => return Err(FsError::Errno(libc::EINVAL)),
+        };
+        found.map_err(|e| self.note(&handle.inode, e.into()))?.map(|o| o as i64).ok_or(nothing)
+    }
+
+    /// copy_file_range(2): decrypts and encrypts, since every file has its own key. Returns bytes
+    /// copied.
+    pub fn copy_file_range(
+        &self,
+        fh_in: Fh,
+        off_in: u64,
+        fh_out: Fh,
+        off_out: u64,
+        len: u64,
+    ) -> FsResult<u64> {
+        let from = self.handle(fh_in)?;
+        let to = self.writable_content(&*self.handle(fh_out)?)?;
+        let Some(source) = from.inode.content() else { return Ok(0) };
+        self.drop_set_id(&self.handle(fh_out)?.inode)?;
+        let mut buf = vec![0; COPY_STEP.min(len as usize)];
+        let mut done = 0;
+        while done < len {
+            let want = buf.len().min((len - done) as usize);
+            let n = source
+                .read(off_in + done, &mut buf[..want])
+                .map_err(|e| self.note(&from.inode, e.into()))?;
+            if n == 0 {
+                break;
+            }
+            to.write(off_out + done, &buf[..n])?;
+            done += n as u64;
+        }
+        Ok(done)
+    }
+
+    /// Authenticated size of a file whose backing length cannot be trusted after an unclean stop.
+    pub(super) fn checked_size(
+        &self,
+        inode: &Inode,
+        dir: impl AsFd,
+        entry: &[u8],
+    ) -> FsResult<u64> {
+        let storage = FileStorage(backing::open_file(dir, entry, false)?);
+        if storage.len()? == 0 {
+            return Ok(0);
+        }
+        let header = Content::read_header(&self.ctx, &storage)?;
+        inode.file.lock().true_size = Some(header.size);
+        Ok(header.size)
+    }
+}
+
+pub(super) const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW as _ };
+pub(super) const OMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT as _ };
+
+/// The relatime rule.
+pub(super) fn atime_is_stale(st: &Stat) -> bool {
+    let atime = (st.st_atime, st.st_atime_nsec);
+    let day_old = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec - 86_400;
+    atime <= (st.st_mtime, st.st_mtime_nsec)
+        || atime <= (st.st_ctime, st.st_ctime_nsec)
+        || st.st_atime < day_old
+}

@@ -1,0 +1,218 @@
+//! `status`, `sync` and `umount` of a live mount.
+//!
+//! The channel is the mount itself: reserved attribute names on its root directory, read with
+//! getxattr(2). No socket, no file, nothing to clean up after a crash; who cannot reach the mount
+//! cannot ask. They are answered to root and to the daemon's own user only, and never listed.
+//! Reading takes no lock in the kernel, so `sync` may make the kernel write back meanwhile.
+//!
+//! `kmsfs.status` is a JSON object. `kmsfs.sync` writes everything to the backing disk, then
+//! answers `ok`.
+
+use super::ops::Counters;
+use crate::fs::{Caller, FsError, FsResult, Volume};
+use fuser::{INodeNo, Notifier};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+const STATUS: &str = "kmsfs.status";
+const SYNC: &str = "kmsfs.sync";
+/// Largest attribute value the kernel passes, bytes.
+const MAX_VALUE: usize = 65536;
+
+/// What `status` tells beside the volume's own facts.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Mounted read-only.
+    pub read_only: bool,
+    /// AEAD backend in use.
+    pub aead: &'static str,
+}
+
+/// The server's side.
+pub struct Control {
+    facts: Facts,
+    started: Instant,
+    owner: u32,
+    counters: Counters,
+    /// Inodes with handles that may have dirty pages, and how many.
+    writers: Mutex<HashMap<u64, usize>>,
+    notifier: OnceLock<Notifier>,
+}
+
+/// Whether a name is ours to answer.
+pub fn is_control_name(name: &[u8]) -> bool {
+    name == STATUS.as_bytes() || name == SYNC.as_bytes()
+}
+
+impl Control {
+    /// For a mount that starts now.
+    pub fn new(facts: Facts) -> Self {
+        Self {
+            facts,
+            started: Instant::now(),
+            owner: rustix::process::geteuid().as_raw(),
+            counters: Counters::default(),
+            writers: Mutex::default(),
+            notifier: OnceLock::new(),
+        }
+    }
+
+    /// Lets `sync` reach the kernel's page cache.
+    pub fn set_notifier(&self, notifier: Notifier) {
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// Requests so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// A handle that may write was opened.
+    pub fn writer_opened(&self, ino: u64) {
+        *self.writers.lock().entry(ino).or_insert(0) += 1;
+    }
+
+    /// Such a handle is gone; no dirty page refers to it any more.
+    pub fn writer_released(&self, ino: u64) {
+        let mut writers = self.writers.lock();
+        if let Some(count) = writers.get_mut(&ino) {
+            *count -= 1;
+            if *count == 0 {
+                writers.remove(&ino);
+            }
+        }
+    }
+
+    /// Answers one of the reserved names. May wait for the disk and for the kernel: not for an
+    /// event-loop thread.
+    pub fn answer(&self, volume: &Volume, who: Caller, name: &[u8]) -> FsResult<Vec<u8>> {
+        if who.uid != 0 && who.uid != self.owner {
+            return Err(FsError::Errno(libc::EPERM));
+        }
+        if name == SYNC.as_bytes() {
+            self.sync(volume)?;
+            return Ok(b"ok".to_vec());
+        }
+        Ok(self.status(volume).to_string().into_bytes())
+    }
+
+    fn status(&self, volume: &Volume) -> serde_json::Value {
+        let (inodes, handles, descriptors) = volume.counters();
+        serde_json::json!({
+            "mountpoint": self.facts.mountpoint.to_string_lossy(),
+            "source": volume.source().to_string_lossy(),
+            "volume": hex(&volume.descriptor().volume.0),
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "pid_namespace": pid_namespace(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "aead": self.facts.aead,
+            "access": if self.facts.read_only { "ro" } else { "rw" },
+            "inodes": inodes,
+            "handles": handles,
+            "backing_descriptors": descriptors,
+            "requests": self.counters.to_json(),
+        })
+    }
+
+    /// Makes the kernel hand over its dirty pages, then commits and flushes everything.
+    fn sync(&self, volume: &Volume) -> FsResult<()> {
+        let inodes: Vec<u64> = self.writers.lock().keys().copied().collect();
+        if let Some(notifier) = self.notifier.get() {
+            for ino in inodes {
+                // Drops the pages; the dirty ones are written first, by requests that the event
+                // loops answer meanwhile. An inode the kernel no longer has is not an error.
+                if let Err(e) = notifier.inval_inode(INodeNo(ino), 0, 0) {
+                    log::debug!("write-back of inode {ino}: {e}");
+                }
+            }
+        }
+        volume.commit_all(true)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Names the id space process numbers belong to.
+fn pid_namespace() -> String {
+    let link = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    link.to_string_lossy().into_owned()
+}
+
+// -- the asking side
+
+/// The status of the mount at `mountpoint`, a JSON object.
+pub fn status(mountpoint: &Path) -> io::Result<String> {
+    let value = ask(mountpoint, STATUS)?;
+    String::from_utf8(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Writes everything in the mount at `mountpoint` to the backing disk. Programs may go on writing
+/// meanwhile; what they had written before the call is covered.
+pub fn sync(mountpoint: &Path) -> io::Result<()> {
+    // Starts write-back of pages and times in the kernel; it does not wait, the request does.
+    let root = std::fs::File::open(mountpoint)?;
+    rustix::fs::syncfs(&root)?;
+    ask(mountpoint, SYNC).map(drop)
+}
+
+/// Unmounts `mountpoint` and waits until its daemon has written everything and ended.
+/// A mount whose daemon died is just removed.
+pub fn unmount(mountpoint: &Path) -> io::Result<()> {
+    let daemon = match status(mountpoint) {
+        Ok(json) => daemon_of(&json),
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+            return super::mount::unmount_path(mountpoint, true);
+        }
+        Err(e) => return Err(e),
+    };
+    super::mount::unmount_path(mountpoint, false)?;
+    match daemon {
+        Some(daemon) => wait_until_gone(&daemon),
+        None => Ok(()),
+    }
+}
+
+fn ask(mountpoint: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let mut value = vec![0; MAX_VALUE];
+    match rustix::fs::getxattr(mountpoint, name, &mut value[..]) {
+        Ok(length) => {
+            value.truncate(length);
+            Ok(value)
+        }
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => {
+            let sentence = format!("{} is not a kmsfs mount point", mountpoint.display());
+            Err(io::Error::new(io::ErrorKind::InvalidInput, sentence))
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A handle on the daemon that wrote this status, if it lives in our id space.
+fn daemon_of(json: &str) -> Option<rustix::fd::OwnedFd> {
+    let status: serde_json::Value = serde_json::from_str(json).ok()?;
+    if status.get("pid_namespace")?.as_str()? != pid_namespace() {
+        return None;
+    }
+    let pid = i32::try_from(status.get("pid")?.as_i64()?).ok()?;
+    let pid = rustix::process::Pid::from_raw(pid)?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+fn wait_until_gone(daemon: &rustix::fd::OwnedFd) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    loop {
+        match poll(&mut [PollFd::new(daemon, PollFlags::IN)], None) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map(drop).map_err(Into::into),
+        }
+    }
+}

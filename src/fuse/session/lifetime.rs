@@ -1,0 +1,140 @@
+//! What runs beside the event loops: signals, the periodic commit, and waiting for the end.
+
+use super::super::glue::Glue;
+use super::super::mount::{Mount, UnmountError};
+use crate::fs::Volume;
+use parking_lot::{Condvar, Mutex};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long changes may stay in memory without anybody asking for them to be kept.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the main thread waits for.
+pub enum Event {
+    /// Somebody asks the daemon to end.
+    Signal,
+    /// The event loops have ended.
+    Ended(io::Result<()>),
+}
+
+/// Event-loop threads: one per processor, at least 4 because handlers block on the disk.
+pub fn loop_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).clamp(4, 16)
+}
+
+/// Turns SIGTERM, SIGINT and SIGHUP into events.
+pub fn watch_signals(events: Sender<Event>) -> io::Result<Handle> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let handle = signals.handle();
+    std::thread::Builder::new().name("kmsfs-signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            if events.send(Event::Signal).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(handle)
+}
+
+/// Starts the event loops.
+pub fn start_loops(session: fuser::Session<Glue>, events: Sender<Event>) -> io::Result<()> {
+    let run = move || {
+        let ended = session.run();
+        // Nobody waits any more only if the process is ending.
+        let _ = events.send(Event::Ended(ended));
+    };
+    std::thread::Builder::new().name("kmsfs-loops".into()).spawn(run).map(drop)
+}
+
+/// Returns once the mount has answered a request, whatever it answered.
+pub fn wait_for_answer(mount: &Mount) {
+    if let Err(e) = rustix::fs::statfs(mount.path()) {
+        log::debug!("first request: {e}");
+    }
+}
+
+/// Waits until the kernel has let go of the mount; signals ask it to.
+pub fn wait(events: &Receiver<Event>, mount: &Mount) -> io::Result<()> {
+    let mut asked = false;
+    loop {
+        match events.recv() {
+            Ok(Event::Signal) => {
+                leave(mount, asked);
+                asked = true;
+            }
+            Ok(Event::Ended(result)) => return result,
+            Err(_) => return Err(io::Error::other("the event loops vanished")),
+        }
+    }
+}
+
+/// Asks the kernel to let go: politely first, then whatever programs still do. Detached programs
+/// keep what they have open and are served until they close it.
+fn leave(mount: &Mount, detach: bool) {
+    match mount.unmount(detach) {
+        Ok(()) => {}
+        Err(e @ UnmountError::Busy(..)) => {
+            log::error!("{e}; still serving, a second signal detaches the mount");
+        }
+        Err(e) => log::error!("{e}; still serving"),
+    }
+}
+
+/// The periodic commit; dropping it ends its thread.
+pub struct Periodic {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Periodic {
+    /// Commits every few seconds from now on.
+    pub fn start(volume: Arc<Volume>) -> io::Result<Self> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let theirs = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("kmsfs-periodic".into());
+        let thread = thread.spawn(move || commit_until_stopped(&volume, &theirs))?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Periodic {
+    fn drop(&mut self) {
+        *self.stop.0.lock() = true;
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn commit_until_stopped(volume: &Volume, (stopped, wake): &(Mutex<bool>, Condvar)) {
+    let mut last_failure = String::new();
+    let mut stop = stopped.lock();
+    while !*stop {
+        let timed_out = wake.wait_for(&mut stop, COMMIT_INTERVAL).timed_out();
+        if *stop || !timed_out {
+            continue;
+        }
+        parking_lot::MutexGuard::unlocked(&mut stop, || commit_once(volume, &mut last_failure));
+    }
+}
+
+/// One commit; a failure that lasts is logged once.
+fn commit_once(volume: &Volume, last_failure: &mut String) {
+    let commit = std::panic::AssertUnwindSafe(|| volume.commit_all(false));
+    let failure = match std::panic::catch_unwind(commit) {
+        Ok(Ok(())) => String::new(),
+        Ok(Err(e)) => format!("periodic commit: {e}"),
+        Err(_) => "periodic commit: internal fault".into(),
+    };
+    if !failure.is_empty() && failure != *last_failure {
+        log::error!("{failure}");
+    }
+    *last_failure = failure;
+}

@@ -1,0 +1,42 @@
+//! New recipients in a header, content untouched: what adding or removing a key needs.
+//!
+//! Knows the header and nothing else of the file; no data key is involved.
+
+use super::{Content, Storage, StoreError};
+use crate::format::FormatError;
+use crate::format::header::{Header, Recipient};
+use crate::store::content::VolumeContext;
+use std::io::IoSlice;
+
+/// Replaces the wrapped copies in the header's key slots; `None` leaves a slot's as they are.
+///
+/// Generation, size, root hash, data key ids and commitments stay; the wrap epoch grows by one. The
+/// header is written in one piece, so a crash leaves the old or the new one as far as the backing file
+/// system does not tear it. The caller flushes, and restores the modification time if it must
+/// not change. The file must not be open as a [`Content`]. Returns the header as written.
+///
+/// Errors: the header is damaged; no recipient is left, or recipients are given for a slot that does not
+/// exist, or do not fit (`Field("recipients")`); the backing file fails.
+pub fn rewrap_header(
+    ctx: &VolumeContext,
+    storage: &dyn Storage,
+    current: Option<Vec<Recipient>>,
+    next: Option<Vec<Recipient>>,
+) -> Result<Header, StoreError> {
+    let refused = || StoreError::Header(FormatError::Field("recipients"));
+    let mut header = Content::read_header(ctx, storage)?;
+    if let Some(recipients) = current {
+        header.current.recipients = recipients;
+    }
+    if let Some(recipients) = next {
+        header.next.as_mut().ok_or_else(refused)?.recipients = recipients;
+    }
+    let mut slots = std::iter::once(&header.current).chain(&header.next);
+    if slots.any(|slot| slot.recipients.is_empty()) {
+        return Err(refused());
+    }
+    header.wrap_epoch += 1;
+    let bytes = header.encode(ctx.layout, |b| ctx.keys.header_mac(b))?;
+    storage.write_at(&[IoSlice::new(&bytes)], 0)?;
+    Ok(header)
+}

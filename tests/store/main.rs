@@ -1,0 +1,9 @@
+//! The file engine over memory: model, call counts, faults, tampering.
+
+mod counts;
+mod faults;
+mod mem;
+mod model;
+mod model_test;
+mod support;
+mod tamper;
