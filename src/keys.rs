@@ -1,19 +1,31 @@
 //! Key providers, recipients, the data-key cache and the supply for new files. Never sees a file of the volume.
+//!
+//! A provider wraps and unwraps 32-byte keys under one wrapping key; [`Keyring`] combines the providers
+//! of an unlocked volume. Sentences in errors are for the person at the keyboard: what happened, to which
+//! key, what to do. Nothing secret ever stands in one.
 
 pub mod cache;
+pub mod edit;
 pub mod keyfile;
 pub mod keyring;
 pub mod local;
+mod master;
+mod supply;
 pub mod unlock;
 pub mod x25519;
 
+use crate::crypto::Secret;
+use crate::crypto::wrap::{self, Purpose};
+use crate::format::VolumeId;
+use crate::format::header::{Recipient, RecipientKind};
 use thiserror::Error;
 
+pub use edit::Editor;
 pub use keyring::{Keyring, NewDataKey};
 pub use unlock::{KeySpec, UnlockOptions, Unlocked, unlock};
 
 /// Why a key could not be had. The class decides what happens next (fall through, errno, exit code).
-#[derive(Debug, Error)]
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum KeyError {
     /// The key exists and its owner says no: disabled, access denied.
     #[error("{0}")]
@@ -36,4 +48,62 @@ pub enum KeyError {
     /// Wrong passphrase or key file.
     #[error("{0}")]
     WrongKey(String),
+}
+
+impl KeyError {
+    /// May the next recipient be tried? Only when this one cannot answer now; a revoked key is an answer.
+    pub fn falls_through(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Throttled(_))
+    }
+}
+
+/// What a wrapped copy is bound to. Providers that have a structured context of their own read the
+/// fields; the others take [`Self::bytes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WrapContext {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Volume key, or which data key.
+    pub purpose: Purpose,
+}
+
+impl WrapContext {
+    /// Associated data of the wrapped copy.
+    pub fn bytes(&self) -> [u8; wrap::CONTEXT] {
+        wrap::context(self.volume, self.purpose)
+    }
+}
+
+/// One wrapping key. Implementations are called from many threads and may block.
+pub trait KeyProvider: Send + Sync {
+    /// Kind, reference and epoch as descriptors and headers name this key; `wrapped` is empty.
+    fn recipient(&self) -> Recipient;
+    /// For people: `local master key`, `x25519:…`.
+    fn describe(&self) -> String;
+    /// A fresh key and its copy wrapped by this provider.
+    fn generate(&self, context: &WrapContext) -> Result<(Secret<32>, Recipient), KeyError> {
+        let key = Secret::random();
+        let wrapped = self.wrap(context, &key)?;
+        Ok((key, wrapped))
+    }
+    /// A copy of a key wrapped by this provider.
+    fn wrap(&self, context: &WrapContext, key: &Secret<32>) -> Result<Recipient, KeyError>;
+    /// The key in a copy that [`same_key`] says is this provider's.
+    fn unwrap(&self, context: &WrapContext, copy: &Recipient) -> Result<Secret<32>, KeyError>;
+}
+
+/// Do two records name the same wrapping key, whatever its epoch?
+pub fn same_key(a: &Recipient, b: &Recipient) -> bool {
+    a.kind == b.kind && a.key_ref == b.key_ref
+}
+
+/// A recipient for people: `local master key`, `x25519:…`, a key ARN.
+pub fn describe_recipient(recipient: &Recipient) -> String {
+    match recipient.kind {
+        RecipientKind::LocalMaster => "local master key".into(),
+        RecipientKind::X25519 => {
+            format!("x25519:{}", data_encoding::HEXLOWER.encode(&recipient.key_ref))
+        }
+        RecipientKind::AwsKms => String::from_utf8_lossy(&recipient.key_ref).into_owned(),
+    }
 }

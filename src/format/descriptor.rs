@@ -26,9 +26,9 @@ pub const MAX_HINT: usize = 4096;
 /// Most Argon2 memory a descriptor may ask for, KiB.
 pub const MAX_ARGON2_KIB: u32 = 4 << 20;
 /// Most Argon2 passes.
-pub const MAX_ARGON2_PASSES: u32 = 1024;
+pub const MAX_ARGON2_PASSES: u32 = 64;
 /// Most Argon2 lanes.
-pub const MAX_ARGON2_LANES: u32 = 255;
+pub const MAX_ARGON2_LANES: u32 = 64;
 /// Most new files that share a data key.
 pub const MAX_FILES_PER_DATA_KEY: u32 = 65536;
 

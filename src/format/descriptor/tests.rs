@@ -231,7 +231,7 @@ fn argon2_costs_are_bounded() {
         let kdf = MasterKdf::Passphrase { m_kib, t, p };
         with(2, |bytes| *bytes = MasterSlot { kdf, ..passphrase_slot() }.encode())
     };
-    for (m, t, p) in [(8, 1, 1), (65536, 3, 4), (MAX_ARGON2_KIB, MAX_ARGON2_PASSES, 255)] {
+    for (m, t, p) in [(8, 1, 1), (65536, 3, 4), (MAX_ARGON2_KIB, MAX_ARGON2_PASSES, 64)] {
         assert!(cost(m, t, p).is_ok());
     }
     for (m, t, p) in [
@@ -241,7 +241,7 @@ fn argon2_costs_are_bounded() {
         (8, 1, 0),
         (MAX_ARGON2_KIB + 1, 1, 1),
         (8, MAX_ARGON2_PASSES + 1, 1),
-        (MAX_ARGON2_KIB, 1, 256),
+        (MAX_ARGON2_KIB, 1, 65),
         (u32::MAX, u32::MAX, u32::MAX),
     ] {
         assert_eq!(cost(m, t, p), field("master slot cost"), "{m} {t} {p}");

@@ -1,0 +1,133 @@
+use super::*;
+use crate::crypto::Secret;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+fn cache(capacity: usize, ttl: Option<u64>) -> (Cache, Arc<AtomicU64>) {
+    let seconds = Arc::new(AtomicU64::new(1000));
+    let clock = seconds.clone();
+    let now: Clock = Arc::new(move || Duration::from_secs(clock.load(Ordering::SeqCst)));
+    let capacity = NonZeroUsize::new(capacity).expect("not zero");
+    (Cache::new(capacity, ttl.map(Duration::from_secs), now), seconds)
+}
+
+fn key(byte: u8) -> Arc<DataKey> {
+    Arc::new(DataKey(Secret::fill_with(|out| out.fill(byte))))
+}
+
+fn found(outcome: Outcome) -> u8 {
+    outcome.expect("a key").0.expose()[0]
+}
+
+fn missed() -> Outcome {
+    Err(KeyError::Unavailable("asked".into()))
+}
+
+#[test]
+fn a_key_is_asked_for_once_and_then_known() {
+    let (cache, _) = cache(4, None);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || Ok(key(7)))), 7);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 7);
+    assert!(cache.get_or_unwrap([2; 32], missed).is_err());
+    cache.insert([2; 32], key(8));
+    assert_eq!(found(cache.get_or_unwrap([2; 32], missed)), 8);
+    cache.clear();
+    assert!(cache.get_or_unwrap([1; 32], missed).is_err());
+}
+
+#[test]
+fn the_least_recently_used_key_goes_first() {
+    let (cache, _) = cache(2, None);
+    cache.insert([1; 32], key(1));
+    cache.insert([2; 32], key(2));
+    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 1);
+    cache.insert([3; 32], key(3));
+    assert!(cache.get_or_unwrap([2; 32], missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 1);
+}
+
+#[test]
+fn errors_are_not_remembered() {
+    let (cache, _) = cache(2, None);
+    assert!(cache.get_or_unwrap([1; 32], missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || Ok(key(5)))), 5);
+}
+
+#[test]
+fn age_counts_from_before_the_unwrap() {
+    let (cache, seconds) = cache(2, Some(60));
+    let slow = || {
+        seconds.fetch_add(50, Ordering::SeqCst);
+        Ok(key(1))
+    };
+    assert_eq!(found(cache.get_or_unwrap([1; 32], slow)), 1);
+    seconds.fetch_add(9, Ordering::SeqCst);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 1);
+    seconds.fetch_add(1, Ordering::SeqCst);
+    assert!(cache.get_or_unwrap([1; 32], missed).is_err());
+}
+
+/// All threads are let into the cache while the one unwrap is held back until nobody else can still be
+/// on the way to a second one.
+#[test]
+fn sixty_four_threads_share_one_unwrap() {
+    for fail in [false, true] {
+        let (cache, _) = cache(4, None);
+        let (calls, start) = (AtomicU32::new(0), Barrier::new(64));
+        let results: Vec<Outcome> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..64)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        cache.get_or_unwrap([1; 32], || {
+                            calls.fetch_add(1, Ordering::SeqCst);
+                            let flight = cache.state.lock().flights.get(&[1; 32]).cloned();
+                            // The map, the leader and this function hold three; waiters the rest.
+                            while flight.as_ref().map(Arc::strong_count) != Some(3 + 63) {
+                                std::thread::yield_now();
+                            }
+                            if fail { missed() } else { Ok(key(9)) }
+                        })
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+        });
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        assert_eq!(results.len(), 64);
+        assert!(results.into_iter().all(|r| if fail { r.is_err() } else { found(r) == 9 }));
+        assert!(cache.state.lock().flights.is_empty());
+    }
+}
+
+#[test]
+fn a_panic_in_the_provider_strands_nobody() {
+    let (cache, _) = cache(4, None);
+    let waiting = || {
+        while cache.state.lock().flights.get(&[1; 32]).is_none_or(|f| Arc::strong_count(f) < 3) {
+            std::thread::yield_now();
+        }
+    };
+    std::thread::scope(|scope| {
+        let leader = scope.spawn(|| {
+            cache.get_or_unwrap([1; 32], || {
+                waiting();
+                panic!("a provider's bug")
+            })
+        });
+        while cache.state.lock().flights.is_empty() {
+            std::thread::yield_now();
+        }
+        let follower = scope.spawn(|| cache.get_or_unwrap([1; 32], missed));
+        assert!(leader.join().is_err());
+        assert!(matches!(follower.join().expect("no panic"), Err(KeyError::Unavailable(_))));
+    });
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || Ok(key(2)))), 2);
+}
+
+#[test]
+fn the_boot_clock_does_not_run_backwards() {
+    let clock = boot_clock();
+    let first = clock();
+    assert!(first > Duration::ZERO && clock() >= first);
+}

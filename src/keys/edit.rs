@@ -1,0 +1,276 @@
+//! Making and changing descriptors: passphrases, key files, recipients.
+//!
+//! Nothing here touches a file header: a change of passphrase or key file leaves the master key as it is,
+//! and headers follow a change of recipients by [`super::Keyring::rewrap`]. Someone who kept an old
+//! descriptor and an old passphrase can still open it; that is what rewrapping under a new master is for.
+
+use super::local::LocalMaster;
+use super::master::{self, keyfile_slot, passphrase_slot};
+use super::unlock::{KeySpec, Opened, UnlockError, UnlockOptions, volume_context};
+use super::x25519::X25519;
+use super::{KeyError, KeyProvider, describe_recipient, keyfile, same_key};
+use crate::crypto::wrap::Argon2Cost;
+use crate::crypto::{Secret, SecretBytes, VolumeKey, VolumeKeys};
+use crate::format::descriptor::{Descriptor, MAX_MASTERS, MasterKdf, MasterSlot, Params};
+use crate::format::header::{self, KeySlot, Recipient};
+use crate::format::layout::Layout;
+use crate::format::recipient::MAX_RECIPIENTS;
+use crate::format::{DataKeyId, VolumeId};
+use std::path::Path;
+
+/// Epoch of every wrapping key until its material is replaced.
+const FIRST_EPOCH: u32 = 1;
+
+/// Makes a descriptor; see [`super::unlock::create`].
+pub(super) fn create(
+    volume: VolumeId,
+    params: Params,
+    key: &KeySpec,
+    recipients: &[KeySpec],
+    options: &UnlockOptions,
+    cost: Argon2Cost,
+) -> Result<Vec<u8>, UnlockError> {
+    let master = Secret::random();
+    let volume_key = VolumeKey(Secret::random());
+    let keys = VolumeKeys::derive(&volume_key, volume);
+    let descriptor = Descriptor {
+        volume,
+        params,
+        compat: vec![],
+        ro_compat: vec![],
+        incompat: vec![],
+        masters: vec![],
+        allowed: vec![],
+        volume_keys: vec![],
+    };
+    let mut editor = Editor { descriptor, volume_key, keys, master: None };
+    editor.push_recipient(&LocalMaster::new(&master, volume, FIRST_EPOCH))?;
+    for recipient in recipients {
+        match recipient {
+            KeySpec::X25519(public) => editor.add_recipient(*public)?,
+            KeySpec::Passphrase | KeySpec::Keyfile(_) => {
+                return Err(bad("a recipient is named x25519:PUBLIC-KEY").into());
+            }
+        }
+    }
+    editor.master = Some((master, None));
+    match key {
+        KeySpec::Passphrase => {
+            let passphrase = master::passphrase(options, "Passphrase of the new volume: ")?;
+            editor.add_passphrase(&passphrase, cost)?;
+        }
+        KeySpec::Keyfile(path) => editor.add_keyfile(path)?,
+        KeySpec::X25519(_) => {
+            return Err(bad("an x25519 key can only be a recipient; name a passphrase or a \
+                            key file as the volume's key")
+            .into());
+        }
+    }
+    editor.finish()
+}
+
+/// An opened descriptor being changed. Nothing is written: [`Self::finish`] gives the new bytes.
+pub struct Editor {
+    descriptor: Descriptor,
+    volume_key: VolumeKey,
+    keys: VolumeKeys,
+    /// The master key and the slot it was opened with, if that still stands.
+    master: Option<(Secret<32>, Option<usize>)>,
+}
+
+impl Editor {
+    /// Opens a descriptor as [`super::unlock()`] does.
+    pub fn open(bytes: &[u8], options: &UnlockOptions) -> Result<Self, UnlockError> {
+        let (descriptor, opened) = Opened::open(bytes, options)?;
+        let Opened { volume_key, keys, master, .. } = opened;
+        let master = master.map(|opened| (opened.master, Some(opened.slot)));
+        Ok(Self { descriptor, volume_key, keys, master })
+    }
+
+    /// The descriptor as it stands.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// The new descriptor file.
+    pub fn finish(self) -> Result<Vec<u8>, UnlockError> {
+        Ok(self.descriptor.encode_checked(|bytes| self.keys.descriptor_mac(bytes))?)
+    }
+
+    /// Replaces the passphrase the volume was opened with; if it was opened otherwise, its only one.
+    pub fn change_passphrase(
+        &mut self,
+        new: &SecretBytes,
+        cost: Argon2Cost,
+    ) -> Result<(), KeyError> {
+        let index = self.passphrase_to_change()?;
+        let slot = passphrase_slot(self.descriptor.volume, self.master()?, new, cost)?;
+        self.descriptor.masters[index] = slot;
+        Ok(())
+    }
+
+    /// Adds a passphrase.
+    pub fn add_passphrase(&mut self, new: &SecretBytes, cost: Argon2Cost) -> Result<(), KeyError> {
+        let slot = passphrase_slot(self.descriptor.volume, self.master()?, new, cost)?;
+        self.push_master(slot)
+    }
+
+    /// Adds a key file, made if it does not exist.
+    pub fn add_keyfile(&mut self, path: &Path) -> Result<(), KeyError> {
+        self.check_master_room()?;
+        let exists = std::fs::symlink_metadata(path).is_ok();
+        // The master key is needed before the file is made, or a refusal would leave one behind.
+        self.master()?;
+        let secret =
+            if exists { keyfile::read_keyfile(path)? } else { keyfile::create_keyfile(path)? };
+        if master::opens_with_keyfile(&self.descriptor, &secret).is_some() {
+            return Err(bad(&format!("{} is a key file of this volume already", path.display())));
+        }
+        let slot = keyfile_slot(self.descriptor.volume, self.master()?, &secret, path);
+        self.push_master(slot)
+    }
+
+    /// Removes the passphrase the volume was opened with; if it was opened otherwise, its only one.
+    pub fn remove_passphrase(&mut self) -> Result<(), KeyError> {
+        let index = self.passphrase_to_change()?;
+        self.remove_master(index)
+    }
+
+    /// Removes the key file that was made at, or now is at, `path`.
+    pub fn remove_keyfile(&mut self, path: &Path) -> Result<(), KeyError> {
+        let by_content = keyfile::read_keyfile(path)
+            .ok()
+            .and_then(|secret| master::opens_with_keyfile(&self.descriptor, &secret))
+            .map(|opened| opened.slot);
+        let hint = master::hint(path);
+        let by_place = || {
+            let remembered =
+                |slot: &MasterSlot| slot.kdf == MasterKdf::Keyfile && slot.hint == hint;
+            self.descriptor.masters.iter().position(remembered)
+        };
+        match by_content.or_else(by_place) {
+            Some(index) => self.remove_master(index),
+            None => Err(bad(&format!("{} is not a key file of this volume", path.display()))),
+        }
+    }
+
+    /// Adds an X25519 recipient: from now on new files, and the volume key, can be opened with it.
+    pub fn add_recipient(&mut self, public: [u8; 32]) -> Result<(), KeyError> {
+        self.push_recipient(&X25519::public(public, FIRST_EPOCH))
+    }
+
+    /// Removes an X25519 recipient. Headers written so far still carry a copy for it until they are
+    /// rewrapped. The last recipient stays.
+    pub fn remove_recipient(&mut self, public: [u8; 32]) -> Result<(), KeyError> {
+        let name = X25519::name(&public, FIRST_EPOCH);
+        if !self.descriptor.allowed.iter().any(|other| same_key(other, &name)) {
+            return Err(KeyError::NotOurs(format!(
+                "{} is not a recipient of this volume",
+                describe_recipient(&name)
+            )));
+        }
+        if self.descriptor.allowed.len() == 1 || self.descriptor.volume_keys.len() == 1 {
+            return Err(bad("the last recipient cannot be removed: nobody could open the volume"));
+        }
+        self.descriptor.allowed.retain(|other| !same_key(other, &name));
+        self.descriptor.volume_keys.retain(|other| !same_key(other, &name));
+        Ok(())
+    }
+
+    fn push_recipient(&mut self, provider: &dyn KeyProvider) -> Result<(), KeyError> {
+        let name = provider.recipient();
+        if self.descriptor.allowed.iter().any(|other| same_key(other, &name)) {
+            let name = describe_recipient(&name);
+            return Err(bad(&format!("{name} is a recipient of this volume already")));
+        }
+        let context = volume_context(self.descriptor.volume);
+        let copy = provider.wrap(&context, &self.volume_key.0)?;
+        self.check_header_room(&copy)?;
+        self.descriptor.allowed.push(name);
+        self.descriptor.volume_keys.push(copy);
+        Ok(())
+    }
+
+    /// Headers have a fixed place for wrapped copies; data keys are as long as the volume key.
+    fn check_header_room(&self, another: &Recipient) -> Result<(), KeyError> {
+        let mut recipients = self.descriptor.volume_keys.clone();
+        recipients.push(another.clone());
+        let layout = Layout::new(self.descriptor.params.header_blocks)
+            .map_err(|e| KeyError::Misconfigured(e.to_string()))?;
+        let slot = KeySlot { data_key_id: DataKeyId([0; 16]), commitment: [0; 32], recipients };
+        let room = header::slot_len(layout);
+        if slot.encoded_len() <= room && slot.recipients.len() <= MAX_RECIPIENTS {
+            return Ok(());
+        }
+        Err(bad(&format!(
+            "file headers of this volume have no room for {} recipients; a volume made with \
+             more header blocks has",
+            slot.recipients.len()
+        )))
+    }
+
+    fn master(&self) -> Result<&Secret<32>, KeyError> {
+        self.master.as_ref().map(|(master, _)| master).ok_or_else(|| {
+            KeyError::Unavailable(
+                "this needs the local master key; open the volume with its key file or passphrase \
+                 as well"
+                    .into(),
+            )
+        })
+    }
+
+    fn check_master_room(&self) -> Result<(), KeyError> {
+        if self.descriptor.masters.len() < MAX_MASTERS {
+            return Ok(());
+        }
+        Err(bad(&format!(
+            "the volume has {MAX_MASTERS} passphrases and key files; remove one first"
+        )))
+    }
+
+    fn push_master(&mut self, slot: MasterSlot) -> Result<(), KeyError> {
+        self.check_master_room()?;
+        self.descriptor.masters.push(slot);
+        Ok(())
+    }
+
+    fn remove_master(&mut self, index: usize) -> Result<(), KeyError> {
+        if self.descriptor.masters.len() == 1 {
+            return Err(bad(
+                "the last passphrase or key file cannot be removed: add another one first",
+            ));
+        }
+        self.descriptor.masters.remove(index);
+        if let Some((_, used)) = &mut self.master {
+            *used = used.filter(|used| *used != index).map(|used| used - usize::from(used > index));
+        }
+        Ok(())
+    }
+
+    fn passphrase_to_change(&self) -> Result<usize, KeyError> {
+        let slots = &self.descriptor.masters;
+        let is_passphrase = |index: &usize| {
+            slots.get(*index).is_some_and(|s| matches!(s.kdf, MasterKdf::Passphrase { .. }))
+        };
+        if let Some((_, Some(used))) = &self.master
+            && is_passphrase(used)
+        {
+            return Ok(*used);
+        }
+        let mut all = (0..slots.len()).filter(is_passphrase);
+        match (all.next(), all.next()) {
+            (Some(only), None) => Ok(only),
+            (None, _) => Err(bad("this volume has no passphrase; add one instead")),
+            _ => {
+                Err(bad("this volume has several passphrases; open it with the one that is meant"))
+            }
+        }
+    }
+}
+
+fn bad(text: &str) -> KeyError {
+    KeyError::Misconfigured(text.into())
+}
+
+#[cfg(test)]
+mod tests;
