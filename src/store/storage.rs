@@ -21,9 +21,11 @@ pub trait Storage: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
-    /// Frees the space of a range that no committed state refers to; best effort (unsupported is Ok).
+    /// Frees the space of a range that no committed state refers to; best effort (unsupported is
+    /// Ok).
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Reserves space up to `len` bytes in total without changing the length; unsupported is Ok, ENOSPC is not.
+    /// Reserves space up to `len` bytes in total without changing the length; unsupported is Ok,
+    /// ENOSPC is not.
     fn reserve(&self, len: u64) -> io::Result<()>;
     /// Like [`Self::reserve`] for the range of `len` bytes from `offset` on.
     fn reserve_range(&self, offset: u64, len: u64) -> io::Result<()> {
