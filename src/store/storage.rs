@@ -44,6 +44,12 @@ const MAX_IOV: usize = 1024;
 pub struct FileStorage(pub std::fs::File);
 
 impl FileStorage {
+    /// Modification time.
+    pub fn mtime(&self) -> io::Result<(i64, u32)> {
+        let st = rustix::fs::fstat(&self.0)?;
+        Ok((st.st_mtime, st.st_mtime_nsec as u32))
+    }
+
     fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 {
             return Ok(());
