@@ -24,7 +24,7 @@ use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
 use crate::keys::unlock::UnlockError;
-use crate::keys::{KeyError, Keyring, UnlockOptions, unlock};
+use crate::keys::{KeyError, Keyring, UnlockOptions};
 use crate::store::content::VolumeContext;
 
 /// Handle number of an open file or directory.
