@@ -205,11 +205,14 @@ if [ "$FS" = kmsfs ]; then
     setfattr -n "user.$M" -v "$M" "$MNT/$M/$M.txt"
     sync -f "$MNT/$M/$M.txt"
 fi
-# A program may have left times in the kernel's cache only; this is also what is tested.
 manifest "$MNT" >"$WORK/m.before"
 vol_remount
 manifest "$MNT" >"$WORK/m.after"
 same_manifest "everything survives a remount" "$WORK/m.before" "$WORK/m.after"
+manifest "$MNT/rsync" >"$WORK/m.in"
+same_manifest "rsync's copy after a remount" "$WORK/m.seed" "$WORK/m.in"
+manifest "$MNT/tar" >"$WORK/m.tar-in"
+same_manifest "tar's copy after a remount" "$WORK/m.tar" "$WORK/m.tar-in"
 check "sqlite still sound" test "$(sqlite3 "$MNT/sqlite/wal.db" 'pragma integrity_check')" = ok
 check "git still sound" git -C "$MNT/clone" fsck --full
 check "git status still clean" git_clean

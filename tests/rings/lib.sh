@@ -186,6 +186,9 @@ vol_new() {
     fi
 }
 
+# mounted DIR: looks at the table of mounts, for root may not look into a user's.
+mounted() { awk -v m="$1" '$5 == m { found = 1 } END { exit !found }' /proc/self/mountinfo; }
+
 # vol_mount [OPTIONS]: mounts $SRC at $MNT. Root mounts with allow_other,dev,suid unless told.
 vol_mount() {
     [ $# = 0 ] || OPTS=$1
@@ -198,10 +201,10 @@ vol_mount() {
     other)
         export SRC MNT OPTS
         bash -c "$RING_MOUNT" || die "mount command failed"
-        for _ in $(seq 100); do mountpoint -q "$MNT" && break; sleep 0.1; done ;;
+        for _ in $(seq 100); do mounted "$MNT" && break; sleep 0.1; done ;;
     *) die "unknown FS: $FS" ;;
     esac
-    mountpoint -q "$MNT" || die "$MNT is not mounted"
+    mounted "$MNT" || die "$MNT is not mounted"
 }
 
 # vol_umount: a clean unmount; failing to is a failed check and ends the ring.
@@ -213,7 +216,7 @@ vol_umount() {
     other) export MNT; bash -c "${RING_UMOUNT:-umount \$MNT}" || die "unmount failed" ;;
     raw) for n in 1 2 3; do umount "$MNT" && break; sleep 1; done ;;
     esac
-    ! mountpoint -q "$MNT" || { not_ok "unmount left the mount"; ring_end; }
+    ! mounted "$MNT" || { not_ok "unmount left the mount"; ring_end; }
 }
 
 # vol_remount [OPTIONS]: through a clean unmount and with cold caches.
@@ -237,6 +240,9 @@ same_manifest() {
     not_ok "$1: the trees differ"
     diff -a "$2" "$3" | head -12 | cut -c1-400 | sed 's/^/    | /' >&2
 }
+
+# excluded FILE NAME: NAME stands in a list of exceptions, one per line with its reason.
+excluded() { grep -v '^ *#' "$1" | awk -v t="$2" '$1 == t { f = 1 } END { exit !f }'; }
 
 # compare NAME SCRIPT [ARGUMENTS...]: a script prints the same lines when it runs below $MNT and when
 # it runs on the file system that holds the volume.

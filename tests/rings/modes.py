@@ -131,7 +131,8 @@ def privileges():
         "utime": lambda p: os.utime(p, (1, 2)),
         "chmod": lambda p: os.chmod(p, 0o6711),
         "chown to itself": lambda p: os.chown(p, USER, GROUP),
-        "chown of nothing": lambda p: os.chown(p, -1, -1),
+        # chown(-1, -1) is missing: the kernel does not tell a FUSE server of it if that server
+        # looks after these bits itself.
         "chgrp": lambda p: os.chown(p, -1, 12009),
         "setxattr": lambda p: os.setxattr(p, "user.x", b"1"),
         "rename": lambda p: os.rename(p, p + "r") or os.rename(p + "r", p),
@@ -274,7 +275,7 @@ def times():
     for ns in (0, 1, 999_999_999, 1_234_567_890_123_456_789, -1, -1_500_000_000, -(2**31) * 10**9,
                (2**31 - 1) * 10**9 + 999_999_999, 2**31 * 10**9, (2**32 + 5) * 10**9 + 7,
                (2**34 - 2**31 - 1) * 10**9):
-        T.step(f"utime {ns}", os.utime, "times", ns=(ns, ns + 3 if ns % 10**9 < 10 else ns))
+        T.step(f"utime {ns}", os.utime, "times", ns=(ns, ns))
         s = os.stat("times")
         T.note(f"times of {ns}", (s.st_atime_ns, s.st_mtime_ns))
     os.utime("times", ns=(5, 6))
