@@ -299,7 +299,8 @@ impl Volume {
                         AtFlags::empty(),
                     )?);
                 }
-                let path = backing::proc_path(loc.pin()?);
+                let pin = loc.pin()?;
+                let path = backing::proc_path(&*pin);
                 let flags = AtFlags::SYMLINK_FOLLOW;
                 Ok(rustix::fs::linkat(rustix::fs::CWD, path, &slot.dir, entry, flags)?)
             })?;

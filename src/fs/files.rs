@@ -109,7 +109,7 @@ impl Volume {
             // An unlinked file is reopened through its descriptor.
             Loc::Fd(fd) => {
                 let options = std::fs::File::options().read(true).write(write).to_owned();
-                Ok(options.open(backing::proc_path(fd))?)
+                Ok(options.open(backing::proc_path(&**fd))?)
             }
         })?;
         let st = rustix::fs::fstat(&file)?;

@@ -24,7 +24,7 @@ use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
 use crate::keys::unlock::UnlockError;
-use crate::keys::{KeyError, Keyring, UnlockOptions, unlock};
+use crate::keys::{KeyError, Keyring, UnlockOptions};
 use crate::store::content::VolumeContext;
 
 /// Handle number of an open file or directory.
@@ -454,14 +454,11 @@ impl OpenError {
 pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
     let exit_code = match &error {
         UnlockError::Format(_) => exit::FORMAT,
-        UnlockError::Key(KeyError::WrongKey(_)) => exit::WRONG_KEY,
+        UnlockError::Key(KeyError::WrongKey(_) | KeyError::NotOurs(_)) => exit::WRONG_KEY,
         UnlockError::Key(KeyError::Misconfigured(_)) => exit::KEY_MATERIAL,
         UnlockError::Key(KeyError::Tampered(_)) => exit::FORMAT,
         UnlockError::Key(
-            KeyError::Revoked(_)
-            | KeyError::Unavailable(_)
-            | KeyError::Throttled(_)
-            | KeyError::NotOurs(_),
+            KeyError::Revoked(_) | KeyError::Unavailable(_) | KeyError::Throttled(_),
         ) => exit::KEY_UNAVAILABLE,
     };
     let message = match &error {

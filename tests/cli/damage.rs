@@ -61,7 +61,7 @@ fn every_kind_of_damage_is_found_in_one_run() {
         add(ROOT, "chunk", 10_000);
         add(ROOT, "header", 10_000);
         add(ROOT, "short", 10_000);
-        add(ROOT, "tree", 600_000);
+        add(ROOT, "tree", 900_000);
         add(ROOT, &"n".repeat(250), 10);
         let dir = volume.mkdir(me(), ROOT, b"forged", 0o755, 0).unwrap().ino;
         add(dir, "inside", 10_000);
