@@ -211,7 +211,7 @@ fn recipients_can_be_named_at_init_until_the_header_is_full() {
 /// Runs a program on a terminal of its own and types the answers, each after a prompt.
 fn on_a_terminal(args: &[&str], answers: &[&str]) -> (i32, String) {
     const SCRIPT: &str = "
-import os, pty, sys
+import os, pty, sys, termios, time
 count = int(sys.argv[1])
 answers, command = sys.argv[2:2 + count], sys.argv[2 + count:]
 pid, fd = pty.fork()
@@ -228,6 +228,9 @@ while True:
     seen += piece
     since += piece
     if answers and since.rstrip().endswith(b':'):
+        # A person is slower than the program is to turn off the echo.
+        while termios.tcgetattr(fd)[3] & termios.ECHO:
+            time.sleep(0.001)
         os.write(fd, answers.pop(0).encode() + b'\\n')
         since = b''
 sys.stdout.buffer.write(seen)
