@@ -35,7 +35,14 @@ const OWNED_CRATES: [(&str, &str); 14] = [
 
 /// Types that hold secrets: never printed, never copied by accident.
 const SECRET_TYPES: [&str; 8] = [
-    "Secret", "SecretBytes", "DataKey", "VolumeKey", "VolumeKeys", "FileKeys", "SegmentKey", "Locked",
+    "Secret",
+    "SecretBytes",
+    "DataKey",
+    "VolumeKey",
+    "VolumeKeys",
+    "FileKeys",
+    "SegmentKey",
+    "Locked",
 ];
 
 /// Longest file, tests included.

@@ -156,8 +156,7 @@ impl Export<'_> {
             match step {
                 Step::Enter { ino, attr, plain, out } => {
                     stack.push(Step::Leave { attr, plain: plain.clone(), out: out.clone() });
-                    let entered =
-                        self.directory(ino, &plain, &out, &mut stack).map(|()| None);
+                    let entered = self.directory(ino, &plain, &out, &mut stack).map(|()| None);
                     self.settle(entered, ino, &plain)?;
                 }
                 Step::Leave { attr, plain, out } => {

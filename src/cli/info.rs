@@ -18,7 +18,7 @@ use crate::fs::volume::{open_root, read_descriptor, unlock_error};
 use crate::keys::unlock;
 use crate::store::{FileStorage, Storage};
 
-use super::exit::{DAMAGE, NOT_A_VOLUME, FAILURE, failure};
+use super::exit::{DAMAGE, FAILURE, NOT_A_VOLUME, failure};
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
 
@@ -113,8 +113,8 @@ fn descriptor(args: &InfoArgs, dir: &Path) -> anyhow::Result<(Descriptor, Option
             Descriptor::parse(&bytes).map_err(|error| unlock_error(error.into(), dir))?;
         return Ok((descriptor, None));
     }
-    let (descriptor, unlocked) = unlock(&bytes, &args.keys.unlock_options())
-        .map_err(|error| unlock_error(error, dir))?;
+    let (descriptor, unlocked) =
+        unlock(&bytes, &args.keys.unlock_options()).map_err(|error| unlock_error(error, dir))?;
     Ok((descriptor, Some(unlocked.keys)))
 }
 

@@ -120,7 +120,8 @@ fn prepare_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     }
     remove_leftovers(path)?;
     if fs::read_dir(path)?.next().is_some() {
-        let hint = "a volume starts in an empty directory; move the files into it once it is mounted";
+        let hint =
+            "a volume starts in an empty directory; move the files into it once it is mounted";
         return Err(failure(FAILURE, format!("{shown} is not empty; {hint}")));
     }
     refuse_case_folding(path)?;

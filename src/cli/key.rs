@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::crypto::SecretBytes;
 use crate::crypto::wrap::Argon2Cost;
 use crate::fs::Access;
-use crate::fs::rewrap::{Swept, Sweep};
+use crate::fs::rewrap::{Sweep, Swept};
 use crate::fs::survey::regular_bytes;
 use crate::fs::volume::unlock_error;
 use crate::keys::unlock::UnlockError;

@@ -11,7 +11,7 @@ use crate::fs::volume::SESSION_NAME;
 use crate::fuse::control;
 use crate::fuse::mount::{table, unmount_path};
 
-use super::exit::{MOUNT_POINT, FAILURE, failure};
+use super::exit::{FAILURE, MOUNT_POINT, failure};
 use super::output::Out;
 
 /// File system type in the kernel's mount table.
@@ -49,8 +49,7 @@ pub fn umount(args: UmountArgs) -> anyhow::Result<()> {
     let point = absolute(&args.mountpoint)?;
     require_mount(&point)?;
     let source = source_of(&point);
-    let result =
-        if args.lazy { unmount_path(&point, true) } else { control::unmount(&point) };
+    let result = if args.lazy { unmount_path(&point, true) } else { control::unmount(&point) };
     match result {
         Ok(()) if args.lazy => Ok(()),
         Ok(()) => source.map_or(Ok(()), |source| require_clean_end(&source)),

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use crate::fs::attr::ROOT;
-use crate::fs::{Access, Atime, Attr, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume};
+use crate::fs::{
+    Access, Atime, Attr, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume,
+};
 use crate::keys::UnlockOptions;
 
-use super::exit::{DAMAGE, KEY_UNAVAILABLE, FAILURE, failure};
+use super::exit::{DAMAGE, FAILURE, KEY_UNAVAILABLE, failure};
 use super::output::shown;
 
 /// Bytes asked for at a time.

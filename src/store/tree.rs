@@ -306,6 +306,7 @@ impl State {
         top: u32,
         images: &mut Vec<TreeImage>,
     ) -> Result<(), StoreError> {
+        let count = groups(self.size);
         let mut hashes = Vec::new();
         for (number, seg) in self.segments.iter_mut().filter(|(_, s)| s.dirty) {
             seg.block.generation = generation;
@@ -313,7 +314,10 @@ impl State {
             seg.block.encode(&mut bytes);
             let group = number - 1;
             hashes.push((group, self.keys.current()?.block_hash(0, group, &bytes)));
-            images.push(TreeImage { offset: self.ctx.layout.tag_block_offset(group), bytes });
+            // A write that failed before it grew the file leaves an empty block behind the end.
+            if group < count {
+                images.push(TreeImage { offset: self.ctx.layout.tag_block_offset(group), bytes });
+            }
         }
         hashes.into_iter().try_for_each(|(g, hash)| self.set_child_hash(0, g, top, hash))
     }

@@ -33,19 +33,17 @@ pub fn prepare(
     point: &Path,
     options: &MountOptions,
 ) -> Result<MountPoint, MountError> {
-    // Resolving the path of a dead mount may or may not touch it; looking at it always does.
-    let path = match point.canonicalize().and_then(|path| path.metadata().map(|_| path)) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => remove_stale(point)?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let place = point.display();
-            return Err(MountError::point(format!("mount point {place} does not exist")));
-        }
-        other => other.map_err(|e| unusable(point, &e))?,
+    let path = match point.canonicalize() {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => resolve_dead(point),
+        other => other,
     };
-    if table::top_at(&path).is_some_and(|top| top.kind == TYPE) {
-        let place = path.display();
-        return Err(MountError::point(format!("a kmsfs volume is already mounted on {place}")));
-    }
+    let path = path.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            MountError::point(format!("mount point {} does not exist", point.display()))
+        }
+        _ => unusable(point, &e),
+    })?;
+    clear(&path)?;
     let directory = open_directory(&path)?;
     refuse_overlap(source, &path)?;
     let mut entries = std::fs::read_dir(&path).map_err(|e| unusable(&path, &e))?;
@@ -101,19 +99,30 @@ fn contains(outer: &Path, inner: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Removes the mount of a dead kmsfs daemon; nothing else is ever removed.
-fn remove_stale(point: &Path) -> Result<PathBuf, MountError> {
-    let path = resolve_dead(point).map_err(|e| unusable(point, &e))?;
+/// Refuses a place where a kmsfs lives; removes the mount of a kmsfs daemon that died. Nothing else
+/// is ever removed.
+fn clear(path: &Path) -> Result<(), MountError> {
     let place = path.display();
-    if table::top_at(&path).is_none_or(|top| top.kind != TYPE) {
-        return Err(MountError::point(format!(
-            "{place} is the mount point of another file system whose server has died: unmount it"
-        )));
+    // Attributes may come from the kernel's cache for an hour; statfs always asks the server.
+    let dead = rustix::fs::statfs(path).err() == Some(rustix::io::Errno::NOTCONN);
+    match (table::top_at(path).is_some_and(|top| top.kind == TYPE), dead) {
+        (false, false) => return Ok(()),
+        (true, false) => {
+            let sentence = format!("a kmsfs volume is already mounted on {place}");
+            return Err(MountError::point(sentence));
+        }
+        (false, true) => {
+            return Err(MountError::point(format!(
+                "{place} is the mount point of another file system whose server has died: \
+                 unmount it"
+            )));
+        }
+        (true, true) => {}
     }
-    unmount_path(&path, true)
+    unmount_path(path, true)
         .map_err(|e| MountError::point(format!("cannot remove the dead mount on {place}: {e}")))?;
     log::warn!("removed the mount of a dead kmsfs daemon on {place}");
-    path.canonicalize().map_err(|e| unusable(&path, &e))
+    Ok(())
 }
 
 /// Absolute path of a mount point that cannot be looked at: all but its last part is.

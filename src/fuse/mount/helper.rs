@@ -140,6 +140,10 @@ fn refusal(output: &Output) -> MountError {
         "-o allow_other needs the line `user_allow_other` in /etc/fuse.conf, or root".into()
     } else if said.contains("fuse device not found") || said.contains("/dev/fuse: No such file") {
         "/dev/fuse does not exist: load the module `fuse` (modprobe fuse)".into()
+    } else if said.contains("/dev/fuse: Permission denied") {
+        "ordinary users may not open /dev/fuse here; it is mode 0666 on most systems \
+         (chmod 0666 /dev/fuse), or mount as root"
+            .into()
     } else if said.is_empty() {
         format!("{HELPER} failed without a word ({})", output.status)
     } else {
