@@ -36,7 +36,9 @@ fn a_sound_volume_passes() {
         let (file, _) = write_file(volume, dir, "file", &bytes(2 << 20));
         volume.link(file, ROOT, b"again").unwrap();
         volume.setxattr(me(), file, b"user.a", b"b", 0).unwrap();
-        volume.setxattr(me(), dir, format!("user.{}", "x".repeat(200)).as_bytes(), b"b", 0).unwrap();
+        volume
+            .setxattr(me(), dir, format!("user.{}", "x".repeat(200)).as_bytes(), b"b", 0)
+            .unwrap();
         write_file(volume, dir, &"l".repeat(255), b"");
         volume.symlink(me(), dir, b"short", b"x").unwrap();
         volume.symlink(me(), dir, b"long", &[b'x'; 4000]).unwrap();
@@ -56,7 +58,8 @@ fn every_kind_of_damage_is_found_in_one_run() {
     let mut at: Vec<PathBuf> = Vec::new();
     let (mut sealed_dir, mut lost_dir) = (PathBuf::new(), PathBuf::new());
     scratch.fill(|volume| {
-        let mut add = |parent, name: &str, len| at.push(write_file(volume, parent, name, &bytes(len)).1);
+        let mut add =
+            |parent, name: &str, len| at.push(write_file(volume, parent, name, &bytes(len)).1);
         add(ROOT, "sound", 10_000);
         add(ROOT, "chunk", 10_000);
         add(ROOT, "header", 10_000);

@@ -69,7 +69,15 @@ fn passphrases_open_and_change() {
     let new = scratch.secret_file("new", "battery staple");
     let change = |old: &PathBuf, new: &PathBuf| {
         let (old, new) = (old.clone(), new.clone());
-        ctl!("key", "change-passphrase", dir, "--passphrase-file", old, "--new-passphrase-file", new)
+        ctl!(
+            "key",
+            "change-passphrase",
+            dir,
+            "--passphrase-file",
+            old,
+            "--new-passphrase-file",
+            new
+        )
     };
     change(&wrong, &new).refused(11, &[]);
     let empty = scratch.secret_file("empty", "\n");
@@ -188,10 +196,7 @@ fn recipients_can_be_named_at_init_until_the_header_is_full() {
     let spec = format!("keyfile:{}", scratch.key().display());
     ctl!("init", scratch.volume(), "--key", spec, "--recipient", public).ok();
     scratch.fill(|volume| drop(write_file(volume, ROOT, "file", b"content")));
-    assert_eq!(
-        ctl!("cat", scratch.volume(), "file", "--identity", identity).ok(),
-        "content"
-    );
+    assert_eq!(ctl!("cat", scratch.volume(), "file", "--identity", identity).ok(), "content");
     let mut full = None;
     for n in 0..8 {
         let file = scratch.path(&format!("identity{n}"));

@@ -37,8 +37,19 @@ fn init_takes_its_parameters() {
     let (dir, spec) = (scratch.volume(), format!("keyfile:{}", scratch.key().display()));
     let id = "00112233445566778899aabbccddeeff";
     let made = ctl!(
-        "init", dir, "--key", spec, "--volume-id", id, "--names", "plain", "--header-blocks", "2",
-        "--files-per-data-key", "1", "--json"
+        "init",
+        dir,
+        "--key",
+        spec,
+        "--volume-id",
+        id,
+        "--names",
+        "plain",
+        "--header-blocks",
+        "2",
+        "--files-per-data-key",
+        "1",
+        "--json"
     )
     .json_ok();
     assert_eq!(made["volume_id"], id);
@@ -228,14 +239,12 @@ fn export_copies_everything_a_tree_has() {
         volume.symlink(me(), dir, b"symlink", b"../link").unwrap();
         volume.mknod(me(), dir, b"fifo", libc::S_IFIFO | 0o600, 0, 0).unwrap();
         write_file(volume, dir, &"n".repeat(255), b"long name");
-        let (sparse, opened) =
-            volume.create(me(), dir, b"sparse", 0o644, 0, libc::O_RDWR).unwrap();
+        let (sparse, opened) = volume.create(me(), dir, b"sparse", 0o644, 0, libc::O_RDWR).unwrap();
         volume.write(opened.fh, 16 << 20, b"end", false).unwrap();
         volume.release(opened.fh);
         for (ino, mode, time) in [(file, 0o4640, (1_000, 7)), (sparse.ino, 0o400, (2_000, 0))] {
             let at = Some(SetTime::At(time));
-            let changes =
-                SetAttr { mode: Some(mode), atime: at, mtime: at, ..SetAttr::default() };
+            let changes = SetAttr { mode: Some(mode), atime: at, mtime: at, ..SetAttr::default() };
             volume.setattr(me(), ino, None, changes).unwrap();
         }
         let changes = SetAttr { mtime: Some(SetTime::At((3_000, 9))), ..SetAttr::default() };
@@ -243,7 +252,14 @@ fn export_copies_everything_a_tree_has() {
     });
     // Any copy will do.
     let copy = scratch.path("copy");
-    assert!(Command::new("cp").arg("-a").args([scratch.volume(), copy.clone()]).status().unwrap().success());
+    assert!(
+        Command::new("cp")
+            .arg("-a")
+            .args([scratch.volume(), copy.clone()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let out = scratch.path("out");
     let said = ctl!("export", copy, out, "--keyfile", scratch.key()).ok();
     assert!(said.contains("3 files"), "{said}");
