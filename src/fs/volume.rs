@@ -263,6 +263,13 @@ impl Volume {
         self.table.get(ino).map(|i| self.backing_path_of(&i)).unwrap_or_default()
     }
 
+    /// Backing paths of entries that listings left out because their names do not decrypt.
+    pub fn left_out(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = self.logged.lock().iter().cloned().collect();
+        paths.sort();
+        paths
+    }
+
     pub(super) fn backing_path_of(&self, inode: &Inode) -> PathBuf {
         let mut parts = Vec::new();
         let mut at = inode.names.lock().places.last().cloned();

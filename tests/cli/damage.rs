@@ -162,11 +162,14 @@ fn cat_and_export_refuse_damage_and_export_goes_on() {
         write_file(volume, ROOT, "later", b"two");
     });
     flip(&scratch.volume().join(&stored), 4096 * 3);
+    fs::write(scratch.volume().join("bm90IG91cnM"), b"").unwrap();
     ctl!("cat", scratch.volume(), "a/bad").refused(17, &["a/bad", "does not authenticate"]);
     let out = scratch.path("out");
     let ran = ctl!("export", scratch.volume(), out);
     let ran = ran.refused(17, &["/a/bad", stored.to_str().unwrap(), "does not authenticate"]);
     assert!(ran.out.contains("exported 2 files"), "{}", ran.out);
+    assert!(ran.err.contains("bm90IG91cnM): its name does not decrypt"), "{}", ran.err);
+    assert!(ran.err.contains("2 objects could not"), "{}", ran.err);
     assert_eq!(fs::read(out.join("a/good")).unwrap(), b"one");
     assert_eq!(fs::read(out.join("later")).unwrap(), b"two");
     assert!(!out.join("a/bad").exists());

@@ -73,6 +73,10 @@ fn init_refuses_what_is_not_empty_or_a_volume_already() {
     fs::write(full.join("letter"), "x").unwrap();
     ctl!("init", full, "--key", spec).refused(1, &["is not empty"]);
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
+    let (new, inside) = (scratch.path("new"), scratch.path("new/volume.key"));
+    let said = ctl!("init", new, "--key", format!("keyfile:{}", inside.display()));
+    said.refused(1, &["inside the volume"]);
+    assert_eq!(fs::read_dir(&new).unwrap().count(), 0);
     let bad = ["init", "x", "--key", "passwort"];
     assert_eq!(run(CTL, &[&bad[0], &bad[1], &bad[2], &bad[3]]).code, 2);
     assert_eq!(ctl!("init", scratch.path("n"), "--key", spec, "--volume-id", "12").code, 2);
