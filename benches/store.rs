@@ -1,6 +1,7 @@
 //! Speed of the file engine over memory: `cargo bench --bench store`.
 //!
-//! Prints medians of several rounds: sequential reading and writing in 1 MiB requests, overwriting, small files.
+//! Prints medians of several rounds: sequential reading and writing in 1 MiB requests, overwriting,
+//! small files.
 
 use kmsfs::crypto::{BACKEND, DataKey, Secret, VolumeKey, VolumeKeys};
 use kmsfs::format::header::{KeySlot, Recipient, RecipientKind};

@@ -337,12 +337,18 @@ impl Volume {
     pub(super) fn with_content<T>(
         &self,
         inode: &Arc<Inode>,
-        act: impl FnOnce(&Content) -> Result<T, StoreError>,
+        act: impl FnOnce(&Content, &FileStorage) -> Result<T, StoreError>,
     ) -> FsResult<T> {
         self.hold_content(inode, true)?;
-        let result = match inode.content() {
-            Some(content) => act(&content).map_err(|e| self.note(inode, e.into())),
-            None => Err(FsError::Errno(libc::EBADF)),
+        let (content, storage) = {
+            let file = inode.file.lock();
+            (file.content.clone(), file.storage.clone())
+        };
+        let result = match (content, storage) {
+            (Some(content), Some(storage)) => {
+                act(&content, &storage).map_err(|e| self.note(inode, e.into()))
+            }
+            (None, _) | (_, None) => Err(FsError::Errno(libc::EBADF)),
         };
         self.drop_content(inode);
         result

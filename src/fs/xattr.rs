@@ -151,8 +151,7 @@ impl Volume {
             let stranger = who.uid != 0 && who.gid != st.st_gid;
             if name == ACL_ACCESS && st.st_mode & 0o2000 != 0 && stranger {
                 let mode = rustix::fs::Mode::from_raw_mode(st.st_mode & 0o5777);
-                let pin = loc.pin()?;
-                rustix::fs::chmod(backing::proc_path(&*pin), mode)?;
+                rustix::fs::chmod(backing::proc_path(&loc.pin()?), mode)?;
             }
             Ok(())
         })
@@ -249,8 +248,14 @@ impl Volume {
 
     fn object_id_for_writing(&self, inode: &Arc<Inode>) -> FsResult<[u8; 16]> {
         match inode.kind {
-            FileKind::Regular => self.with_content(inode, |content| {
+            FileKind::Regular => self.with_content(inode, |content, storage| {
+                // A first header is no change of content: the modification time stays.
+                let old = storage.mtime()?;
+                let first = content.generation() == 0 && content.pending_mtime().is_none();
                 content.ensure_header()?;
+                if first {
+                    storage.set_mtime(old)?;
+                }
                 Ok(content.object().0)
             }),
             FileKind::Directory => {
@@ -271,7 +276,7 @@ impl Volume {
 fn open_for_header(loc: &Loc) -> FsResult<FileStorage> {
     Ok(FileStorage(match loc {
         Loc::At(dir, entry) => backing::open_file(dir, entry, false)?,
-        Loc::Fd(fd) => std::fs::File::open(backing::proc_path(&**fd))?,
+        Loc::Fd(fd) => std::fs::File::open(backing::proc_path(fd))?,
     }))
 }
 
@@ -301,7 +306,7 @@ pub(super) fn get(loc: &Loc, name: &[u8]) -> Result<Vec<u8>, Errno> {
             Loc::At(dir, entry) => {
                 rustix::fs::lgetxattr(entry_path(dir, entry), name, &mut value[..])
             }
-            Loc::Fd(fd) => rustix::fs::getxattr(backing::proc_path(&**fd), name, &mut value[..]),
+            Loc::Fd(fd) => rustix::fs::getxattr(backing::proc_path(fd), name, &mut value[..]),
         };
         match got {
             Err(Errno::RANGE) if value.len() <= SIZE_MAX => value.resize(2 * SIZE_MAX, 0),
@@ -319,7 +324,7 @@ pub(super) fn list(loc: &Loc) -> Result<Vec<Vec<u8>>, Errno> {
     loop {
         let got = match loc {
             Loc::At(dir, entry) => rustix::fs::llistxattr(entry_path(dir, entry), &mut names[..]),
-            Loc::Fd(fd) => rustix::fs::listxattr(backing::proc_path(&**fd), &mut names[..]),
+            Loc::Fd(fd) => rustix::fs::listxattr(backing::proc_path(fd), &mut names[..]),
         };
         match got {
             Err(Errno::RANGE) if names.len() <= SIZE_MAX => names.resize(2 * SIZE_MAX, 0),
@@ -337,13 +342,13 @@ pub(super) fn list(loc: &Loc) -> Result<Vec<Vec<u8>>, Errno> {
 fn set(loc: &Loc, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), Errno> {
     match loc {
         Loc::At(dir, entry) => rustix::fs::lsetxattr(entry_path(dir, entry), name, value, flags),
-        Loc::Fd(fd) => rustix::fs::setxattr(backing::proc_path(&**fd), name, value, flags),
+        Loc::Fd(fd) => rustix::fs::setxattr(backing::proc_path(fd), name, value, flags),
     }
 }
 
 fn remove(loc: &Loc, name: &[u8]) -> Result<(), Errno> {
     match loc {
         Loc::At(dir, entry) => rustix::fs::lremovexattr(entry_path(dir, entry), name),
-        Loc::Fd(fd) => rustix::fs::removexattr(backing::proc_path(&**fd), name),
+        Loc::Fd(fd) => rustix::fs::removexattr(backing::proc_path(fd), name),
     }
 }
