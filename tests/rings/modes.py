@@ -422,7 +422,7 @@ def running():
         os.execv("./program", ["program", "1000"])
     os.close(started)
     os.read(ready, 1)       # ends when the new program runs
-    T.step("open for writing", os.open, "program", os.O_WRONLY)
+    T.step("open for writing", lambda: os.close(os.open("program", os.O_WRONLY)))
     T.step("truncate", os.truncate, "program", 0)
     os.kill(pid, 9)
     os.waitpid(pid, 0)
