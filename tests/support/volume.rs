@@ -1,6 +1,4 @@
 //! A volume without a kernel: made in a temporary directory, driven through `fs::Volume`.
-// Each test program uses a part of this.
-#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 
