@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::attr::{FileKind, Ino, ROOT, StatFs};
@@ -217,7 +217,9 @@ impl Volume {
             return Ok(());
         }
         self.commit_all(true)?;
-        rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())?;
+        self.keep_root_times(|root| {
+            Ok(rustix::fs::unlinkat(root, SESSION_NAME, AtFlags::empty())?)
+        })?;
         rustix::fs::syncfs(&self.root)?;
         Ok(())
     }
@@ -310,7 +312,9 @@ impl Volume {
         };
         if self.writable() {
             let text = format!("pid {}\n", std::process::id());
-            backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())?;
+            self.keep_root_times(|root| {
+                backing::write_small(root, SESSION_NAME.as_bytes(), text.as_bytes())
+            })?;
         }
         if self.unclean {
             log::warn!(
@@ -318,6 +322,24 @@ impl Volume {
                  looked up, `kmsfsctl verify` checks everything",
                 self.source.display()
             );
+        }
+        Ok(())
+    }
+}
+
+impl Volume {
+    /// Runs `act` on the root; the marker's coming and going is no change of the user's directory.
+    fn keep_root_times(&self, act: impl FnOnce(&OwnedFd) -> FsResult<()>) -> FsResult<()> {
+        let st = rustix::fs::fstat(&self.root)?;
+        act(&self.root)?;
+        let time = |sec, nsec| Timespec { tv_sec: sec, tv_nsec: nsec as _ };
+        let times = Timestamps {
+            last_access: time(st.st_atime, st.st_atime_nsec),
+            last_modification: time(st.st_mtime, st.st_mtime_nsec),
+        };
+        // Only the owner may: for anybody else the times simply move.
+        if let Err(errno) = rustix::fs::futimens(&self.root, &times) {
+            log::debug!("times of the root directory not restored: {errno}");
         }
         Ok(())
     }
