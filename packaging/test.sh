@@ -53,7 +53,6 @@ fi
 for script in "$@"; do
     # A library, not a ring.
     case $script in */lib.sh) continue ;; esac
-    [ -e "$script" ] || continue
     step "$(basename "$script" .sh)" ring "$script"
 done
 

@@ -59,4 +59,21 @@ pub(crate) mod testing {
     pub(crate) fn counting<const N: usize>(from: u8) -> [u8; N] {
         std::array::from_fn(|i| from.wrapping_add(i as u8))
     }
+
+    /// Does not compile when one of the types implements Debug or Clone: two candidates for the
+    /// same call are ambiguous.
+    macro_rules! assert_neither_debug_nor_clone {
+        ($($secret:ty),+ $(,)?) => {
+            trait Ambiguous<Which> {
+                fn call() {}
+            }
+            struct ForDebug;
+            struct ForClone;
+            impl<T: ?Sized> Ambiguous<()> for T {}
+            impl<T: ?Sized + std::fmt::Debug> Ambiguous<ForDebug> for T {}
+            impl<T: Clone> Ambiguous<ForClone> for T {}
+            $(<$secret as Ambiguous<_>>::call();)+
+        };
+    }
+    pub(crate) use assert_neither_debug_nor_clone;
 }

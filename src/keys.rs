@@ -1,8 +1,9 @@
-//! Key providers, recipients, the data-key cache and the supply for new files. Never sees a file of the volume.
+//! Key providers, recipients, the data-key cache and the supply for new files. Never sees a file of
+//! the volume.
 //!
-//! A provider wraps and unwraps 32-byte keys under one wrapping key; [`Keyring`] combines the providers
-//! of an unlocked volume. Sentences in errors are for the person at the keyboard: what happened, to which
-//! key, what to do. Nothing secret ever stands in one.
+//! A provider wraps and unwraps 32-byte keys under one wrapping key; [`Keyring`] combines the
+//! providers of an unlocked volume. Sentences in errors are for the person at the keyboard: what
+//! happened, to which key, what to do. Nothing secret ever stands in one.
 
 pub mod cache;
 pub mod edit;
@@ -24,7 +25,8 @@ pub use edit::Editor;
 pub use keyring::{Keyring, NewDataKey};
 pub use unlock::{KeySpec, UnlockOptions, Unlocked, unlock};
 
-/// Why a key could not be had. The class decides what happens next (fall through, errno, exit code).
+/// Why a key could not be had. The class decides what happens next (fall through, errno, exit
+/// code).
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum KeyError {
     /// The key exists and its owner says no: disabled, access denied.
@@ -42,7 +44,8 @@ pub enum KeyError {
     /// Wrapped key or context does not authenticate (for a passphrase: it is wrong).
     #[error("{0}")]
     Tampered(String),
-    /// The operator must mend something: missing key file, bad permissions, wrong passphrase, bad key spec.
+    /// The operator must mend something: missing key file, bad permissions, wrong passphrase, bad
+    /// key spec.
     #[error("{0}")]
     Misconfigured(String),
     /// Wrong passphrase or key file.
@@ -51,7 +54,8 @@ pub enum KeyError {
 }
 
 impl KeyError {
-    /// May the next recipient be tried? Only when this one cannot answer now; a revoked key is an answer.
+    /// May the next recipient be tried? Only when this one cannot answer now; a revoked key is an
+    /// answer.
     pub fn falls_through(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Throttled(_))
     }

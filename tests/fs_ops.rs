@@ -507,3 +507,39 @@ fn mtime_is_the_callers_even_when_data_is_committed_later() {
     tree.volume.release(fh);
     assert_eq!(tree.attr("f").mtime, (1_000_000, 42));
 }
+
+#[test]
+fn modes_are_set_by_path_by_handle_and_on_directories() {
+    let bench = Bench::new(NameMode::Encrypted);
+    let tree = bench.tree();
+    let dir = tree.mkdir("d");
+    let file = tree.put("f", b"x");
+    for ino in [dir, file] {
+        let changes = SetAttr { mode: Some(0o711), ..SetAttr::default() };
+        assert_eq!(tree.volume.setattr(me(), ino, None, changes).unwrap().perm, 0o711);
+    }
+}
+
+#[test]
+fn an_attribute_on_an_empty_file_leaves_its_mtime_alone() {
+    let bench = Bench::new(NameMode::Encrypted);
+    let tree = bench.tree();
+    let ino = tree.put("f", b"");
+    let changes = SetAttr { mtime: Some(SetTime::At((77, 8))), ..SetAttr::default() };
+    tree.volume.setattr(me(), ino, None, changes).unwrap();
+    tree.volume.setxattr(me(), ino, b"user.a", b"1", 0).unwrap();
+    assert_eq!((tree.attr("f").mtime, tree.attr("f").size), ((77, 8), 0));
+}
+
+#[test]
+fn a_session_leaves_the_root_directory_times_alone() {
+    let bench = Bench::new(NameMode::Encrypted);
+    bench.tree().volume.shutdown().unwrap();
+    let times = |tree: &volume::Tree| tree.volume.getattr(ROOT, None).unwrap().mtime;
+    let tree = bench.tree();
+    let changes = SetAttr { mtime: Some(SetTime::At((99, 1))), ..SetAttr::default() };
+    tree.volume.setattr(me(), ROOT, None, changes).unwrap();
+    tree.volume.shutdown().unwrap();
+    drop(tree);
+    assert_eq!(times(&bench.tree()), (99, 1));
+}

@@ -112,6 +112,7 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
         json: args.json,
     };
     export.tree(&args.out)?;
+    export.left_out();
     let report = export.report;
     drop(export.progress);
     print(&report, args.json)?;
@@ -310,7 +311,18 @@ impl Export<'_> {
 
     fn problem(&mut self, ino: Ino, plain: &[u8], reason: String) {
         let backing = self.volume.backing_path(ino);
-        let (path, backing) = (shown(plain), shown(backing.as_os_str().as_bytes()));
+        self.list(shown(plain), &backing, reason);
+    }
+
+    /// What the listings did not show has no plaintext name to export it under.
+    fn left_out(&mut self) {
+        for backing in self.volume.left_out() {
+            self.list("(unknown)".into(), &backing, "its name does not decrypt".into());
+        }
+    }
+
+    fn list(&mut self, path: String, backing: &Path, reason: String) {
+        let backing = shown(backing.as_os_str().as_bytes());
         if !self.json {
             let text = format!("not faithful: {path} (backing file {backing}): {reason}");
             self.progress.line(|| note(text));

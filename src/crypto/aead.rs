@@ -1,9 +1,9 @@
 //! The chunk cipher: AES-256-GCM. One backend is chosen at build time; the format is the same.
 //!
 //! This module alone decides: the feature `ring` (default) takes ring, without it the portable
-//! `aes-gcm` crate does the work. A third backend (for example one with a FIPS validation) is one more
-//! submodule with the same three functions, one more feature, and one more arm in the two `use` lines
-//! below; the differential test then runs it against [`portable`] too.
+//! `aes-gcm` crate does the work. A third backend (for example one with a FIPS validation) is one
+//! more submodule with the same three functions, one more feature, and one more arm in the two
+//! `use` lines below; the differential test then runs it against [`portable`] too.
 //!
 //! Invariants: key schedules live in locked slots and are wiped on drop; a buffer that does not
 //! authenticate comes back zeroed, so that no caller can hand out unauthenticated plaintext.
@@ -24,15 +24,6 @@ use ring_gcm as backend;
 pub const BACKEND: &str = backend::NAME;
 
 /// An expanded AES-256-GCM key; wiped on drop.
-///
-/// ```compile_fail
-/// fn show<T: std::fmt::Debug>() {}
-/// show::<kmsfs::crypto::SegmentKey>();
-/// ```
-/// ```compile_fail
-/// fn copy<T: Clone>() {}
-/// copy::<kmsfs::crypto::SegmentKey>();
-/// ```
 pub struct SegmentKey {
     inner: backend::Key,
 }

@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
-/// An HMAC key whose two key blocks are hashed already. Holders keep it in a [`crate::sys::Locked`];
-/// its states, and the clones of them made for each MAC, wipe themselves.
+/// An HMAC key whose two key blocks are hashed already. Holders keep it in a
+/// [`crate::sys::Locked`]; its states, and the clones of them made for each MAC, wipe themselves.
 pub(super) struct MacKey(Hmac<Sha256>);
 
 impl MacKey {
@@ -54,7 +54,8 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// SHA-256 over parts whose lengths are mixed in, so that no two lists collide; names cache entries.
+/// SHA-256 over parts whose lengths are mixed in, so that no two lists collide; names cache
+/// entries.
 pub fn fingerprint(parts: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {

@@ -3,14 +3,6 @@
 use crate::sys::Locked;
 
 /// A fixed-size secret in a locked page.
-///
-/// ```compile_fail
-/// let secret = kmsfs::crypto::Secret::<32>::random();
-/// let _: kmsfs::crypto::Secret<32> = secret.clone();
-/// ```
-/// ```compile_fail
-/// println!("{:?}", kmsfs::crypto::Secret::<32>::random());
-/// ```
 pub struct Secret<const N: usize> {
     inner: Locked<[u8; N]>,
 }
@@ -40,14 +32,6 @@ impl<const N: usize> Secret<N> {
 }
 
 /// A variable-size secret (passphrase, key file): wiped on drop.
-///
-/// ```compile_fail
-/// println!("{:?}", kmsfs::crypto::SecretBytes::new(vec![1]));
-/// ```
-/// ```compile_fail
-/// let secret = kmsfs::crypto::SecretBytes::new(vec![1]);
-/// let _: kmsfs::crypto::SecretBytes = secret.clone();
-/// ```
 pub struct SecretBytes(zeroize::Zeroizing<Vec<u8>>);
 impl SecretBytes {
     /// Takes ownership of the bytes.
@@ -84,6 +68,26 @@ mod tests {
             assert!(failed.is_err());
         });
         assert_eq!(freed, [vec![0u8; 64]]);
+    }
+
+    #[test]
+    fn nothing_secret_can_be_printed_or_copied() {
+        use crate::crypto::aead::portable;
+        use crate::crypto::{DataKey, FileKeys, SegmentKey, VolumeKey, VolumeKeys, hpke, wrap};
+        crate::crypto::testing::assert_neither_debug_nor_clone!(
+            Secret<32>,
+            SecretBytes,
+            Locked<[u8; 32]>,
+            DataKey,
+            FileKeys,
+            SegmentKey,
+            portable::Key,
+            VolumeKey,
+            VolumeKeys,
+            hpke::Identity,
+            wrap::LocalWrapKey,
+            crate::crypto::mac::MacKey,
+        );
     }
 
     #[test]

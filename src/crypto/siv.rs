@@ -1,7 +1,8 @@
 //! AES-256-SIV (RFC 5297), deterministic: names, symlinks, attributes and local key wrap.
 //!
-//! An instance is expanded for every call from the 64-byte key: with AES instructions that costs about as
-//! much as one block of work, and no instance is shared, so no thread waits for another.
+//! An instance is expanded from the 64-byte key for every call: some 60 ns of the 350 that a name
+//! of usual length costs (the crate's instances cannot be cloned), and no thread waits for
+//! another's.
 
 use super::{AuthError, Secret};
 use aes_siv::siv::Aes256Siv;

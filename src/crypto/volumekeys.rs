@@ -12,11 +12,6 @@ use data_encoding::BASE64URL_NOPAD;
 pub struct VolumeKey(pub Secret<32>);
 
 /// Keys derived from the volume key; thread-safe, shared by the whole mount.
-///
-/// ```compile_fail
-/// fn show<T: std::fmt::Debug>() {}
-/// show::<kmsfs::crypto::VolumeKeys>();
-/// ```
 pub struct VolumeKeys {
     macs: Locked<Macs>,
     names: Secret<64>,

@@ -3,6 +3,7 @@
 //! passphrase or key file → KEK → master key (in the descriptor) → volume key and data keys.
 
 use super::{AuthError, Secret, SecretBytes, mac, siv};
+use crate::format::descriptor::{MAX_ARGON2_KIB, MAX_ARGON2_LANES, MAX_ARGON2_PASSES};
 use crate::format::{DataKeyId, VolumeId};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use thiserror::Error;
@@ -27,13 +28,17 @@ pub struct Argon2Cost {
 impl Argon2Cost {
     /// RFC 9106's second recommendation: 64 MiB, 3 passes, 4 lanes.
     pub const DEFAULT: Self = Self { m_kib: 64 * 1024, t: 3, p: 4 };
-    /// The most that is accepted, so that a forged descriptor cannot exhaust memory or hang a mount.
-    pub const MAX: Self = Self { m_kib: 4 * 1024 * 1024, t: 64, p: 64 };
+    /// The most of each that is accepted, the format's own bounds.
+    pub const MAX: Self = Self { m_kib: MAX_ARGON2_KIB, t: MAX_ARGON2_PASSES, p: MAX_ARGON2_LANES };
+    /// The most work that is accepted, KiB times passes: minutes, so that a forged descriptor can
+    /// neither exhaust memory nor hang a mount for hours.
+    pub const MAX_WORK: u64 = 64 << 20;
 
     /// Within bounds and within what Argon2 defines?
     fn params(self) -> Result<Params, KdfError> {
         let Self { m_kib, t, p } = self;
-        if m_kib > Self::MAX.m_kib || t > Self::MAX.t || p > Self::MAX.p {
+        let within = m_kib <= Self::MAX.m_kib && t <= Self::MAX.t && p <= Self::MAX.p;
+        if !within || u64::from(m_kib) * u64::from(t) > Self::MAX_WORK {
             return Err(KdfError::Cost(self));
         }
         Params::new(m_kib, t, p, Some(64)).map_err(|_| KdfError::Cost(self))
@@ -45,7 +50,8 @@ impl Argon2Cost {
 pub enum KdfError {
     /// Outside what we accept.
     #[error(
-        "Argon2id cost of {} KiB, {} passes, {} lanes is outside the accepted range", .0.m_kib, .0.t, .0.p
+        "Argon2id cost of {} KiB, {} passes, {} lanes is outside the accepted range",
+        .0.m_kib, .0.t, .0.p
     )]
     Cost(Argon2Cost),
     /// Less free memory than the cost asks for.

@@ -166,7 +166,7 @@ impl Volume {
             return Ok(rustix::fs::fchmod(&storage.0, mode)?);
         }
         // chmod has no flag that all kernels know for "do not follow": go through a descriptor.
-        self.at(inode, |loc| Ok(rustix::fs::chmod(backing::proc_path(loc.pin()?), mode)?))
+        self.at(inode, |loc| Ok(rustix::fs::chmod(backing::proc_path(&loc.pin()?), mode)?))
     }
 
     fn set_times(

@@ -21,8 +21,9 @@ pub fn open_path(dir: impl AsFd, entry: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, entry, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// `/proc` path of a descriptor: reaches the object itself where a call takes paths only.
-pub fn proc_path(fd: impl AsFd) -> String {
+/// `/proc` path of a descriptor: reaches the object itself where a call takes paths only. Borrows,
+/// because the path means nothing once the descriptor is closed.
+pub fn proc_path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }
 

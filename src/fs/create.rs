@@ -299,7 +299,7 @@ impl Volume {
                         AtFlags::empty(),
                     )?);
                 }
-                let path = backing::proc_path(loc.pin()?);
+                let path = backing::proc_path(&loc.pin()?);
                 let flags = AtFlags::SYMLINK_FOLLOW;
                 Ok(rustix::fs::linkat(rustix::fs::CWD, path, &slot.dir, entry, flags)?)
             })?;

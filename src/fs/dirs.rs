@@ -167,16 +167,27 @@ impl Volume {
         if let Some(id) = dir.names.lock().dir_id {
             return Ok(Some(id));
         }
-        let Some(bytes) = backing::read_small(handle, DIR_FILE, dirfile::DIRFILE_LEN)? else {
-            return match self.holds_only_helpers(handle)? {
-                true => Ok(None),
-                false => Err(FsError::Damaged("directory has lost its kmsfs.dir".into())),
-            };
-        };
-        let id = dirfile::decode(&bytes, |m, mac| self.keys.directory_mac_ok(m, mac))
-            .map_err(|e| FsError::Damaged(format!("kmsfs.dir: {e}")))?;
-        dir.names.lock().dir_id = Some(id);
-        Ok(Some(id))
+        match self.read_dir_id(handle) {
+            Ok(id) => {
+                dir.names.lock().dir_id = Some(id);
+                Ok(Some(id))
+            }
+            // An empty directory needs no id: nothing in it depends on one.
+            Err(error) => {
+                if self.holds_only_helpers(handle)? {
+                    Ok(None)
+                } else {
+                    Err(error)
+                }
+            }
+        }
+    }
+
+    fn read_dir_id(&self, handle: &DirHandle) -> FsResult<DirId> {
+        let bytes = backing::read_small(handle, DIR_FILE, dirfile::DIRFILE_LEN)?
+            .ok_or_else(|| FsError::Damaged("directory has lost its kmsfs.dir".into()))?;
+        dirfile::decode(&bytes, |m, mac| self.keys.directory_mac_ok(m, mac))
+            .map_err(|e| FsError::Damaged(format!("kmsfs.dir: {e}")))
     }
 
     fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {

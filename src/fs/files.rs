@@ -109,7 +109,7 @@ impl Volume {
             // An unlinked file is reopened through its descriptor.
             Loc::Fd(fd) => {
                 let options = std::fs::File::options().read(true).write(write).to_owned();
-                Ok(options.open(backing::proc_path(fd))?)
+                Ok(options.open(backing::proc_path(&**fd))?)
             }
         })?;
         let st = rustix::fs::fstat(&file)?;
@@ -337,12 +337,18 @@ impl Volume {
     pub(super) fn with_content<T>(
         &self,
         inode: &Arc<Inode>,
-        act: impl FnOnce(&Content) -> Result<T, StoreError>,
+        act: impl FnOnce(&Content, &FileStorage) -> Result<T, StoreError>,
     ) -> FsResult<T> {
         self.hold_content(inode, true)?;
-        let result = match inode.content() {
-            Some(content) => act(&content).map_err(|e| self.note(inode, e.into())),
-            None => Err(FsError::Errno(libc::EBADF)),
+        let (content, storage) = {
+            let file = inode.file.lock();
+            (file.content.clone(), file.storage.clone())
+        };
+        let result = match (content, storage) {
+            (Some(content), Some(storage)) => {
+                act(&content, &storage).map_err(|e| self.note(inode, e.into()))
+            }
+            (None, _) | (_, None) => Err(FsError::Errno(libc::EBADF)),
         };
         self.drop_content(inode);
         result

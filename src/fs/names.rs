@@ -25,6 +25,8 @@ pub const LONG_LINK: &[u8] = b"kmsfs.link.";
 const ESCAPE: &[u8] = b"kmsfs.esc.";
 /// Bytes SIV adds.
 const SIV: usize = 16;
+/// Longest name whose encrypted form fits one entry, bytes.
+const SHORT_MAX: usize = 175;
 
 /// The backing entry of a name.
 pub struct Entry {
@@ -113,7 +115,10 @@ impl NameCodec<'_> {
 
     /// The name a sidecar holds; checks that it belongs to `entry`.
     pub fn long_name(&self, dir: DirId, entry: &[u8], sidecar: &[u8]) -> FsResult<Vec<u8>> {
-        let belongs = entry.strip_prefix(LONG) == Some(long_name_hash(sidecar).as_bytes());
+        // A name that fits an entry of its own has no second form.
+        let is_long = sidecar.len() > SIV + SHORT_MAX && sidecar.len() <= SIV + NAME_MAX;
+        let belongs =
+            is_long && entry.strip_prefix(LONG) == Some(long_name_hash(sidecar).as_bytes());
         belongs
             .then(|| self.keys.open_name(dir, sidecar).ok())
             .flatten()

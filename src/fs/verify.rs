@@ -74,7 +74,8 @@ impl Verifier<'_> {
                 scope.spawn(|| self.work(&receiver, &checked));
             }
             let survey = Survey { keys: &self.context.keys, names: self.names };
-            let mut queue = Queue { sender, verifier: self, checked: &checked, seen: HashSet::new() };
+            let mut queue =
+                Queue { sender, verifier: self, checked: &checked, seen: HashSet::new() };
             // Dropping the queue afterwards ends the threads.
             survey.walk(root, &mut queue)
         })?;
@@ -117,7 +118,15 @@ impl Verifier<'_> {
         let key = self.keyring.data_key(&header.current)?;
         let next = header.next.as_ref().map(|slot| self.keyring.data_key(slot)).transpose()?;
         let content = Content::open(self.context.clone(), storage, header, key, next, false)?;
-        content.verify(&mut |error| self.watch.damaged(found.damage(error.to_string())))?;
+        let mut last = String::new();
+        content.verify(&mut |error| {
+            // A file that is too short says so for every part that is missing.
+            let reason = error.to_string();
+            if reason != last {
+                self.watch.damaged(found.damage(reason.as_str()));
+                last = reason;
+            }
+        })?;
         Ok(object)
     }
 
@@ -139,12 +148,7 @@ impl Verifier<'_> {
 }
 
 /// Whether name and value of a stored attribute open; `None` if it is not one of ours.
-fn attribute_opens(
-    keys: &VolumeKeys,
-    object: &[u8; 16],
-    loc: &Loc,
-    stored: &[u8],
-) -> Option<bool> {
+fn attribute_opens(keys: &VolumeKeys, object: &[u8; 16], loc: &Loc, stored: &[u8]) -> Option<bool> {
     let text = xattr::SPACES.iter().find_map(|space| stored.strip_prefix(space.as_bytes()))?;
     let opens = || {
         let raw = xattr::get(loc, stored).ok()?;

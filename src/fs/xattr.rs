@@ -151,7 +151,7 @@ impl Volume {
             let stranger = who.uid != 0 && who.gid != st.st_gid;
             if name == ACL_ACCESS && st.st_mode & 0o2000 != 0 && stranger {
                 let mode = rustix::fs::Mode::from_raw_mode(st.st_mode & 0o5777);
-                rustix::fs::chmod(backing::proc_path(loc.pin()?), mode)?;
+                rustix::fs::chmod(backing::proc_path(&loc.pin()?), mode)?;
             }
             Ok(())
         })
@@ -248,8 +248,14 @@ impl Volume {
 
     fn object_id_for_writing(&self, inode: &Arc<Inode>) -> FsResult<[u8; 16]> {
         match inode.kind {
-            FileKind::Regular => self.with_content(inode, |content| {
+            FileKind::Regular => self.with_content(inode, |content, storage| {
+                // A first header is no change of content: the modification time stays.
+                let old = storage.mtime()?;
+                let first = content.generation() == 0 && content.pending_mtime().is_none();
                 content.ensure_header()?;
+                if first {
+                    storage.set_mtime(old)?;
+                }
                 Ok(content.object().0)
             }),
             FileKind::Directory => {

@@ -1,7 +1,7 @@
 //! Data-key cache: LRU by wrapped bytes, single flight.
 //!
-//! The name of an entry is a fingerprint of the wrapped copies and their context, so an entry can never
-//! answer for other bytes than those that were unwrapped. Must not know what unwraps.
+//! The name of an entry is a fingerprint of the wrapped copies and their context, so an entry can
+//! never answer for other bytes than those that were unwrapped. Must not know what unwraps.
 
 use super::KeyError;
 use crate::crypto::DataKey;

@@ -1,8 +1,9 @@
 //! Making and changing descriptors: passphrases, key files, recipients.
 //!
-//! Nothing here touches a file header: a change of passphrase or key file leaves the master key as it is,
-//! and headers follow a change of recipients by [`super::Keyring::rewrap`]. Someone who kept an old
-//! descriptor and an old passphrase can still open it; that is what rewrapping under a new master is for.
+//! Nothing here touches a file header: a change of passphrase or key file leaves the master key as
+//! it is, and headers follow a change of recipients by [`super::Keyring::rewrap`]. Someone who kept
+//! an old descriptor and an old passphrase can still open it; that is what rewrapping under a new
+//! master is for.
 
 use super::local::LocalMaster;
 use super::master::{self, keyfile_slot, passphrase_slot};
@@ -97,7 +98,8 @@ impl Editor {
         Ok(self.descriptor.encode_checked(|bytes| self.keys.descriptor_mac(bytes))?)
     }
 
-    /// Replaces the passphrase the volume was opened with; if it was opened otherwise, its only one.
+    /// Replaces the passphrase the volume was opened with; if it was opened otherwise, its only
+    /// one.
     pub fn change_passphrase(
         &mut self,
         new: &SecretBytes,

@@ -1,7 +1,7 @@
 //! Key files and identity files on disk.
 //!
-//! Both are one line saying what they are and one line of 64 hexadecimal digits. They must belong to
-//! the caller or to root and be closed to everybody else.
+//! Both are one line saying what they are and one line of 64 hexadecimal digits. They must belong
+//! to the caller or to root and be closed to everybody else.
 
 use super::KeyError;
 use crate::crypto::hpke::Identity;
@@ -42,8 +42,9 @@ pub fn create_identity(path: &Path) -> Result<Identity, KeyError> {
     Ok(identity)
 }
 
-/// Reads a passphrase; one newline at its end is dropped. Pipes are fine. A file that others can read
-/// is reported in the log but used: where passphrase files come from is often not ours to choose.
+/// Reads a passphrase; one newline at its end is dropped. Pipes are fine. A file that others can
+/// read is reported in the log but used: where passphrase files come from is often not ours to
+/// choose.
 pub fn read_passphrase_file(path: &Path) -> Result<SecretBytes, KeyError> {
     let failed = |e| unreadable(path, "passphrase file", &e);
     let file = File::open(path).map_err(failed)?;
@@ -73,7 +74,8 @@ fn read_secret(path: &Path, what: &str, first_line: &[u8]) -> Result<Secret<32>,
     // Non-blocking, so that a pipe put in its place cannot hang the mount.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    check_owner(path, what, &file.metadata().map_err(failed)?)?;
+    let me = rustix::process::geteuid().as_raw();
+    check_owner(path, what, &file.metadata().map_err(failed)?, me)?;
     let mut text = Zeroizing::new([0u8; 128]);
     let len = read_up_to(file, &mut text[..]).map_err(failed)?;
     let digits = text[..len].strip_prefix(first_line).and_then(|rest| rest.strip_suffix(b"\n"));
@@ -103,13 +105,12 @@ fn read_up_to(mut file: File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-/// A regular file of ours or root's that nobody else may open.
-fn check_owner(path: &Path, what: &str, meta: &Metadata) -> Result<(), KeyError> {
+/// A regular file of user `me` or root that nobody else may open.
+fn check_owner(path: &Path, what: &str, meta: &Metadata, me: u32) -> Result<(), KeyError> {
     let path = path.display();
     if !meta.is_file() {
         return Err(KeyError::Misconfigured(format!("{what} {path} is not a regular file")));
     }
-    let me = rustix::process::geteuid().as_raw();
     if meta.uid() != me && meta.uid() != 0 {
         return Err(KeyError::Misconfigured(format!(
             "{what} {path} belongs to user {}, who could change it; chown it to yourself or root",
@@ -130,7 +131,8 @@ fn unreadable(path: &Path, what: &str, error: &io::Error) -> KeyError {
     KeyError::Misconfigured(match error.kind() {
         io::ErrorKind::NotFound => {
             format!(
-                "{what} {path} does not exist; make the medium it is on available, or name another place"
+                "{what} {path} does not exist; make the medium it is on available, or name \
+                 another place"
             )
         }
         io::ErrorKind::PermissionDenied => {

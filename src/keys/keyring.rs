@@ -1,7 +1,8 @@
 //! The keys of an unlocked volume at run time: unwraps data keys (cached), supplies new ones.
 //!
-//! Invariants: only recipients of the descriptor's list are ever asked; a copy that is unavailable lets
-//! the next one be tried, any other answer is final; new files get a copy for every recipient or none.
+//! Invariants: only recipients of the descriptor's list are ever asked; a copy that is unavailable
+//! lets the next one be tried, any other answer is final; new files get a copy for every recipient
+//! or none.
 
 use super::cache::{Cache, CacheKey, Clock, boot_clock};
 use super::supply::Supply;
@@ -58,7 +59,8 @@ impl Keyring {
         Self { volume, members, cache, supply: Supply::new(files_per_data_key, now) }
     }
 
-    /// Unwraps (or finds in the cache) the data key of a slot; refuses recipients the descriptor does not allow.
+    /// Unwraps (or finds in the cache) the data key of a slot; refuses recipients the descriptor
+    /// does not allow.
     pub fn data_key(&self, slot: &KeySlot) -> Result<Arc<DataKey>, KeyError> {
         let allowed: Vec<_> =
             slot.recipients.iter().filter_map(|copy| Some((copy, self.member(copy)?))).collect();
@@ -76,13 +78,14 @@ impl Keyring {
         })
     }
 
-    /// The data key for one more new file; shared by `files_per_data_key` files and at most one hour.
+    /// The data key for one more new file; shared by `files_per_data_key` files and at most one
+    /// hour.
     pub fn for_new_file(&self) -> Result<NewDataKey, KeyError> {
         self.supply.take(|| self.make_data_key())
     }
 
-    /// The same data key wrapped for exactly the volume's present recipients (for `key add|remove`).
-    /// `None` when the slot already is. Copies that are right already are kept.
+    /// The same data key wrapped for exactly the volume's present recipients (for `key
+    /// add|remove`). `None` when the slot already is. Copies that are right already are kept.
     pub fn rewrap(&self, slot: &KeySlot) -> Result<Option<KeySlot>, KeyError> {
         let is_for = |copy: &Recipient, member: &Member| {
             same_key(copy, &member.recipient) && copy.epoch == member.recipient.epoch
@@ -124,7 +127,8 @@ impl Keyring {
     fn provider<'a>(&self, member: &'a Member) -> Result<&'a dyn KeyProvider, KeyError> {
         member.provider.as_deref().ok_or_else(|| {
             KeyError::Unavailable(format!(
-                "the {} is not at hand, and new files need a copy of their key for every recipient; \
+                "the {} is not at hand, and new files need a copy of their key for every \
+                 recipient; \
                  mount with the volume's key file or passphrase to make files",
                 describe_recipient(&member.recipient)
             ))

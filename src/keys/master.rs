@@ -15,7 +15,8 @@ pub(super) struct OpenedMaster {
 }
 
 /// Opens the master key with what the operator named; if he named nothing, with the key files the
-/// descriptor remembers and then by asking for a passphrase. The error is about the first way tried.
+/// descriptor remembers and then by asking for a passphrase. The error is about the first way
+/// tried.
 pub(super) fn open(
     descriptor: &Descriptor,
     options: &UnlockOptions,

@@ -9,7 +9,8 @@ use std::time::Duration;
 /// A data key serves new files for at most this long.
 pub(super) const LIFETIME: Duration = Duration::from_secs(3600);
 
-/// Hands out the current data key. Thread-safe; one caller at a time makes a new one, the others wait.
+/// Hands out the current data key. Thread-safe; one caller at a time makes a new one, the others
+/// wait.
 pub(super) struct Supply {
     files_per_key: u32,
     now: Clock,

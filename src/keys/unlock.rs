@@ -70,11 +70,11 @@ pub struct Unlocked {
     pub keyring: Keyring,
 }
 
-/// Tries identity, key file, passphrase, in this order as given or remembered; verifies the descriptor MAC.
-/// `bytes` is the whole descriptor file.
+/// Tries identity, key file, passphrase, in this order as given or remembered; verifies the
+/// descriptor MAC. `bytes` is the whole descriptor file.
 ///
-/// With an identity alone existing files open; new ones additionally need the key file or passphrase to
-/// be named, because their keys are wrapped for every recipient.
+/// With an identity alone existing files open; new ones additionally need the key file or
+/// passphrase to be named, because their keys are wrapped for every recipient.
 pub fn unlock(
     bytes: &[u8],
     options: &UnlockOptions,
@@ -97,9 +97,9 @@ pub enum UnlockError {
     Key(#[from] KeyError),
 }
 
-/// Makes the descriptor of a new volume: fresh volume key and master, wrapped for `key` and all recipients.
-/// Creates the key file if `key` names one that does not exist (0600, parent synced). A passphrase comes
-/// from `options` and is asked for once; confirming it is the prompt's affair.
+/// Makes the descriptor of a new volume: fresh volume key and master, wrapped for `key` and all
+/// recipients. Creates the key file if `key` names one that does not exist (0600, parent synced). A
+/// passphrase comes from `options` and is asked for once; confirming it is the prompt's affair.
 pub fn create(
     volume: VolumeId,
     params: Params,

@@ -42,7 +42,8 @@ impl KeyProvider for X25519 {
     fn wrap(&self, context: &WrapContext, key: &Secret<32>) -> Result<Recipient, KeyError> {
         let wrapped = hpke::seal(&self.public, &context.bytes(), key).map_err(|_| {
             KeyError::Misconfigured(format!(
-                "{} is not a usable public key; check it against the key that `key generate` printed",
+                "{} is not a usable public key; check it against the one that `key generate` \
+                 printed",
                 self.describe()
             ))
         })?;

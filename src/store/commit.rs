@@ -1,9 +1,10 @@
 //! What a commit consists of, and how it reaches the backing file in place.
 //!
-//! [`Plan`] is the seam for a journal: it lists every block image with its offset and whether a committed
-//! state refers to the block it replaces, and what has to happen behind the images ([`Settle`]). Here
-//! the images go to their place at once: what lies on fresh ground first, then what replaces committed
-//! blocks, the header last; then cuts and punches, then the modification time.
+//! [`Plan`] is the seam for a journal: it lists every block image with its offset and whether a
+//! committed state refers to the block it replaces, and what has to happen behind the images
+//! ([`Settle`]). Here the images go to their place at once: what lies on fresh ground first, then
+//! what replaces committed blocks, the header last; then cuts and punches, then the modification
+//! time.
 
 use super::content::Time;
 use super::segment::{Seg, segment_chunks};
@@ -22,8 +23,8 @@ pub(super) struct Image<'a> {
     pub offset: u64,
     /// A whole block; less for the last chunk only. The header's image may be several blocks.
     pub bytes: &'a [u8],
-    /// Certainly nothing committed refers to this place. (Exact for chunks; tree blocks and header count
-    /// as fresh only behind the committed length.)
+    /// Certainly nothing committed refers to this place. (Exact for chunks; tree blocks and header
+    /// count as fresh only behind the committed length.)
     pub fresh: bool,
 }
 
@@ -58,7 +59,8 @@ impl Settle {
     }
 }
 
-/// Writes the images, neighbours together: runs on fresh ground, then the others, the header's last.
+/// Writes the images, neighbours together: runs on fresh ground, then the others, the header's
+/// last.
 fn write_images(storage: &dyn Storage, images: &[Image<'_>]) -> io::Result<()> {
     let mut runs: Vec<_> = images.chunk_by(|a, b| a.end() == b.offset).collect();
     runs.sort_by_key(|run| (run[0].offset == 0, run.iter().any(|i| !i.fresh)));
@@ -236,7 +238,8 @@ impl State {
         self.settle = settle;
     }
 
-    /// After a failed commit its header may be in place or not: blocks of both states count as committed.
+    /// After a failed commit its header may be in place or not: blocks of both states count as
+    /// committed.
     fn maybe_committed(&mut self) {
         self.disk_len = None;
         let len = self.ctx.layout.backing_len(self.size);

@@ -1,6 +1,7 @@
 //! The content of one regular file: what every handle on the inode shares.
 //!
-//! Only locking happens here: reads share, everything else is exclusive. The work is done by `State`.
+//! Only locking happens here: reads share, everything else is exclusive. The work is done by
+//! `State`.
 
 use super::state::State;
 use super::{Storage, StoreError};
@@ -32,11 +33,12 @@ pub const DIRTY_LIMIT: usize = 8 << 20;
 /// Bytes of a read that are served under one lock.
 const READ_PIECE: usize = 16 << 20;
 
-/// The content of one open regular file; shared by all handles on the inode. All methods take `&self`.
+/// The content of one open regular file; shared by all handles on the inode. All methods take
+/// `&self`.
 ///
-/// States of a block: *committed* (the last committed header, or the tree below it, refers to it) or *fresh*
-/// (nothing committed refers to it). Fresh blocks may be written in place at any time; new versions of committed
-/// blocks are held in memory until `commit`.
+/// States of a block: *committed* (the last committed header, or the tree below it, refers to it)
+/// or *fresh* (nothing committed refers to it). Fresh blocks may be written in place at any time;
+/// new versions of committed blocks are held in memory until `commit`.
 pub struct Content {
     object: ObjectId,
     state: RwLock<State>,
@@ -50,10 +52,10 @@ impl Content {
         let mac_ok = |bytes: &[u8], mac: &[u8; 32]| ctx.keys.header_mac_ok(bytes, mac);
         Ok(Header::decode(&bytes[..len], ctx.layout, ctx.volume, mac_ok)?)
     }
-    /// Opens an existing file. `writable` says whether `storage` can be written (a longer backing file is then cut
-    /// at the next change or commit; until then [`Self::is_dirty`]).
-    /// `next_key` is the data key of the header's next slot, if it has one.
-    /// Checks commitment(s), then the root hash as far as the header goes; tree blocks when first needed.
+    /// Opens an existing file. `writable` says whether `storage` can be written (a longer backing
+    /// file is then cut at the next change or commit; until then [`Self::is_dirty`]). `next_key` is
+    /// the data key of the header's next slot, if it has one. Checks commitment(s), then the root
+    /// hash as far as the header goes; tree blocks when first needed.
     pub fn open(
         ctx: Arc<VolumeContext>,
         storage: Arc<dyn Storage>,
@@ -77,8 +79,8 @@ impl Content {
         let state = State::create(ctx, storage, key, slot);
         Self { object: state.header.object, state: RwLock::new(state) }
     }
-    /// Replaces read-only storage with a writable one on the same backing file. A failure to look at the file
-    /// shows at the first write.
+    /// Replaces read-only storage with a writable one on the same backing file. A failure to look
+    /// at the file shows at the first write.
     pub fn upgrade(&self, storage: Arc<dyn Storage>) {
         self.state.write().upgrade(storage);
     }
@@ -107,8 +109,9 @@ impl Content {
         let state = self.state.read();
         state.mtime.or(state.settle.mtime)
     }
-    /// Overrides the modification time that the next commit gives the backing file. Returns false (and does nothing)
-    /// when there is nothing uncommitted: the caller then sets it on the backing file itself.
+    /// Overrides the modification time that the next commit gives the backing file. Returns false
+    /// (and does nothing) when there is nothing uncommitted: the caller then sets it on the backing
+    /// file itself.
     pub fn override_mtime(&self, time: Time) -> bool {
         let mut state = self.state.write();
         let dirty = state.is_dirty();
@@ -117,8 +120,8 @@ impl Content {
         }
         dirty
     }
-    /// Reads; returns bytes read, short only at the end of the file. After an error the contents of `buf`
-    /// are unspecified, but hold no ciphertext of the failed part.
+    /// Reads; returns bytes read, short only at the end of the file. After an error the contents of
+    /// `buf` are unspecified, but hold no ciphertext of the failed part.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
         let mut done = 0;
         for piece in buf.chunks_mut(READ_PIECE) {
@@ -149,23 +152,24 @@ impl Content {
         let state = RwLockWriteGuard::downgrade(state);
         state.read(offset, &mut buf[..len]).map(|()| len)
     }
-    /// Writes all of `data`, extending the file as needed (a gap becomes a hole). After an error a part from the
-    /// front may have been written. Also fails when a commit for lack of memory fails: the
-    /// data is then kept for the next one.
+    /// Writes all of `data`, extending the file as needed (a gap becomes a hole). After an error a
+    /// part from the front may have been written. Also fails when a commit for lack of memory
+    /// fails: the data is then kept for the next one.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
         self.state.write().write(offset, data)
     }
-    /// Changes the size. To 0: keeps the object id, new life salt. Growing leaves a hole. mtime is set to now even if
-    /// the size stays the same.
+    /// Changes the size. To 0: keeps the object id, new life salt. Growing leaves a hole. mtime is
+    /// set to now even if the size stays the same.
     pub fn truncate(&self, size: u64) -> Result<(), StoreError> {
         self.state.write().truncate(size)
     }
-    /// Makes a range read as zeros: whole chunks become holes, partial ones are zeroed; never changes the size.
+    /// Makes a range read as zeros: whole chunks become holes, partial ones are zeroed; never
+    /// changes the size.
     pub fn punch(&self, offset: u64, len: u64) -> Result<(), StoreError> {
         self.state.write().punch(offset, len)
     }
-    /// fallocate mode 0 / KEEP_SIZE: reserves backing space so that writing the range will not run out of it
-    /// (as far as the backing can promise); extends the size unless `keep_size`.
+    /// fallocate mode 0 / KEEP_SIZE: reserves backing space so that writing the range will not run
+    /// out of it (as far as the backing can promise); extends the size unless `keep_size`.
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), StoreError> {
         self.state.write().allocate(offset, len, keep_size)
     }
@@ -177,8 +181,9 @@ impl Content {
     pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>, StoreError> {
         self.state.write().seek_hole(offset)
     }
-    /// Writes all uncommitted state to the backing file: data, tag blocks, nodes, header, then cuts and punches, then
-    /// mtime. On error everything that is not known to be done stays in memory, and a later call tries again.
+    /// Writes all uncommitted state to the backing file: data, tag blocks, nodes, header, then cuts
+    /// and punches, then mtime. On error everything that is not known to be done stays in memory,
+    /// and a later call tries again.
     pub fn commit(&self) -> Result<(), StoreError> {
         self.state.write().commit()
     }
@@ -190,8 +195,8 @@ impl Content {
         drop(state);
         Ok(storage.sync()?)
     }
-    /// Makes sure that a header exists on disk (for xattrs of a never-written file). Writing it changes the
-    /// backing file's modification time unless one is pending: the caller restores it.
+    /// Makes sure that a header exists on disk (for xattrs of a never-written file). Writing it
+    /// changes the backing file's modification time unless one is pending: the caller restores it.
     pub fn ensure_header(&self) -> Result<(), StoreError> {
         let mut state = self.state.write();
         if state.header.generation > 0 {
@@ -203,8 +208,8 @@ impl Content {
         }
         state.commit()
     }
-    /// Reads and authenticates everything; calls `bad` for each damaged chunk or tree block, and goes on. Uncommitted
-    /// chunks in memory are not read back.
+    /// Reads and authenticates everything; calls `bad` for each damaged chunk or tree block, and
+    /// goes on. Uncommitted chunks in memory are not read back.
     pub fn verify(&self, bad: &mut dyn FnMut(StoreError)) -> Result<(), StoreError> {
         let mut steps = self.state.write().verify_start(bad);
         while let Some(step) = steps.pop() {

@@ -41,8 +41,8 @@ impl State {
         (segment_of(offset / CHUNK)..=last).try_for_each(|n| self.load_segment(n))
     }
 
-    /// Fills `buf` from `offset`; the range lies within the file and its segments are loaded. On an error
-    /// `buf` is zeroed: it may hold ciphertext.
+    /// Fills `buf` from `offset`; the range lies within the file and its segments are loaded. On an
+    /// error `buf` is zeroed: it may hold ciphertext.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), StoreError> {
         let mut done = 0;
         while done < buf.len() {

@@ -1,7 +1,7 @@
 //! Changes of size and holes: truncating both ways, punching, reserving.
 //!
-//! Shrinking never resurrects old bytes: tags and child hashes behind the new end are gone at once, and
-//! what stood there counts as committed (not to be overwritten in place) until the commit.
+//! Shrinking never resurrects old bytes: tags and child hashes behind the new end are gone at once,
+//! and what stood there counts as committed (not to be overwritten in place) until the commit.
 
 use super::StoreError;
 use super::segment::{segment_chunks, segment_of};
@@ -116,7 +116,8 @@ impl State {
         Ok(Some(tail))
     }
 
-    /// Remembers how far this transaction has cut, and frees what no committed state ever referred to.
+    /// Remembers how far this transaction has cut, and frees what no committed state ever referred
+    /// to.
     fn after_shrink(&mut self) {
         let len = self.ctx.layout.backing_len(self.size);
         self.committed.floor = self.committed.floor.min(chunks(self.size));

@@ -11,12 +11,12 @@ use std::io::IoSlice;
 /// Replaces the wrapped copies in the header's key slots; `None` leaves a slot's as they are.
 ///
 /// Generation, size, root hash, data key ids and commitments stay; the wrap epoch grows by one. The
-/// header is written in one piece, so a crash leaves the old or the new one as far as the backing file
-/// system does not tear it. The caller flushes, and restores the modification time if it must
+/// header is written in one piece, so a crash leaves the old or the new one as far as the backing
+/// file system does not tear it. The caller flushes, and restores the modification time if it must
 /// not change. The file must not be open as a [`Content`]. Returns the header as written.
 ///
-/// Errors: the header is damaged; no recipient is left, or recipients are given for a slot that does not
-/// exist, or do not fit (`Field("recipients")`); the backing file fails.
+/// Errors: the header is damaged; no recipient is left, or recipients are given for a slot that
+/// does not exist, or do not fit (`Field("recipients")`); the backing file fails.
 pub fn rewrap_header(
     ctx: &VolumeContext,
     storage: &dyn Storage,

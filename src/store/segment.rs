@@ -178,8 +178,8 @@ impl State {
         self.segments.retain(|_, s| s.dirty || s.used.load(Ordering::Relaxed) >= limit);
     }
 
-    /// Makes a loaded segment ready for `count` encryptions: draws a salt at the first write, replaces it
-    /// (and re-encrypts what is present) when the key has done its share.
+    /// Makes a loaded segment ready for `count` encryptions: draws a salt at the first write,
+    /// replaces it (and re-encrypts what is present) when the key has done its share.
     pub fn ready_segment(&mut self, number: u64, count: u64) -> Result<(), StoreError> {
         let limit = self.ctx.rekey_limit;
         let seg = self.loaded(number)?;
@@ -211,10 +211,10 @@ impl State {
     fn rekey(&mut self, number: u64) -> Result<(), StoreError> {
         let mut plain = Vec::new();
         for chunk in segment_chunks(number) {
-            let mut data = vec![0; self.chunk_len(chunk)];
             if self.loaded(number)?.tag(chunk).is_hole() {
                 continue;
             }
+            let mut data = vec![0; self.chunk_len(chunk)];
             match self.read_chunk(number, chunk, &mut data) {
                 Ok(()) => plain.push((chunk, data)),
                 Err(StoreError::Chunk(_)) => {}

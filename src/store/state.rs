@@ -1,8 +1,9 @@
-//! What is known of one file: header, size, keys, uncommitted images, and what the last commit refers to.
+//! What is known of one file: header, size, keys, uncommitted images, and what the last commit
+//! refers to.
 //!
-//! Invariants: `header` describes the last committed state as far as generation, size, segment 0, tags and
-//! root hash go (its life salt and key slots are the working ones); every present chunk is encrypted
-//! at the length that `size` gives it; an image in `overlay` wins over the backing file.
+//! Invariants: `header` describes the last committed state as far as generation, size, segment 0,
+//! tags and root hash go (its life salt and key slots are the working ones); every present chunk is
+//! encrypted at the length that `size` gives it; an image in `overlay` wins over the backing file.
 
 use super::commit::Settle;
 use super::content::{Time, VolumeContext};
@@ -74,14 +75,15 @@ impl Overlay {
     }
 }
 
-/// What the last committed state refers to, as far as whole ranges go; bits per chunk are in [`Seg`].
+/// What the last committed state refers to, as far as whole ranges go; bits per chunk are in
+/// [`Seg`].
 pub(super) struct Committed {
     /// Chunks from here on are not part of it.
     pub chunks: u64,
     /// Its backing length; 0 = never written.
     pub len: u64,
-    /// The smallest chunk count of this transaction: chunks from here on lost their bits and count as
-    /// committed up to `chunks`.
+    /// The smallest chunk count of this transaction: chunks from here on lost their bits and count
+    /// as committed up to `chunks`.
     pub floor: u64,
     /// Backing length at that point: what stands behind it is garbage unless this commit writes it.
     pub cut_at: u64,
@@ -233,8 +235,8 @@ impl State {
         state
     }
 
-    /// Looks at the backing file's length; one longer than the header says is a leftover of a crash, which
-    /// a writer cuts at the next commit.
+    /// Looks at the backing file's length; one longer than the header says is a leftover of a
+    /// crash, which a writer cuts at the next commit.
     pub fn attach(&mut self, writable: bool) -> Result<(), StoreError> {
         let len = self.storage.len()?;
         self.disk_len = Some(len);
@@ -279,8 +281,8 @@ impl State {
         chunk < self.committed.floor && !seg.was_committed(chunk)
     }
 
-    /// Start of every change of the content: nothing of an earlier commit may still be waiting to cut or
-    /// punch what this change is going to write, and the tree must be known.
+    /// Start of every change of the content: nothing of an earlier commit may still be waiting to
+    /// cut or punch what this change is going to write, and the tree must be known.
     pub fn begin(&mut self) -> Result<(), StoreError> {
         self.begin_without_tree()?;
         self.top()?;
@@ -318,7 +320,7 @@ impl State {
     /// A new life: new salt, hence new keys and commitments, and no content.
     pub fn new_life(&mut self) {
         self.header.life_salt = random_array();
-        let data = std::mem::replace(&mut self.keys.data, [None, None]);
+        let data = std::mem::take(&mut self.keys.data);
         self.keys = Keys::new(data, self.header.object, &self.header.life_salt);
         self.recommit_keys();
         self.forget_tree();

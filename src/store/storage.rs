@@ -21,9 +21,11 @@ pub trait Storage: Send + Sync {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
-    /// Frees the space of a range that no committed state refers to; best effort (unsupported is Ok).
+    /// Frees the space of a range that no committed state refers to; best effort (unsupported is
+    /// Ok).
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Reserves space up to `len` bytes in total without changing the length; unsupported is Ok, ENOSPC is not.
+    /// Reserves space up to `len` bytes in total without changing the length; unsupported is Ok,
+    /// ENOSPC is not.
     fn reserve(&self, len: u64) -> io::Result<()>;
     /// Like [`Self::reserve`] for the range of `len` bytes from `offset` on.
     fn reserve_range(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -42,6 +44,12 @@ const MAX_IOV: usize = 1024;
 pub struct FileStorage(pub std::fs::File);
 
 impl FileStorage {
+    /// Modification time.
+    pub fn mtime(&self) -> io::Result<(i64, u32)> {
+        let st = rustix::fs::fstat(&self.0)?;
+        Ok((st.st_mtime, st.st_mtime_nsec as u32))
+    }
+
     fn fallocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 {
             return Ok(());

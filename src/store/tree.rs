@@ -1,9 +1,10 @@
 //! The keyed hash tree between tag blocks and root hash.
 //!
 //! The *working tree* belongs to the working size. Invariants: the hash of a block that is not
-//! loaded stands in its (working) parent exactly as committed, so it can always be verified; the hash of a
-//! dirty block is [`DIRTY`] in its parent, and so on up to the top; dirty blocks are never
-//! evicted; a zero hash is an empty subtree, which is never read. Tag blocks are level 0 (index = group).
+//! loaded stands in its (working) parent exactly as committed, so it can always be verified; the
+//! hash of a dirty block is [`DIRTY`] in its parent, and so on up to the top; dirty blocks are
+//! never evicted; a zero hash is an empty subtree, which is never read. Tag blocks are level 0
+//! (index = group).
 
 use super::StoreError;
 use super::state::State;
@@ -141,7 +142,8 @@ impl State {
         Ok(slot.map_or(ZERO, |s| s.node.children[child_slot(index)]))
     }
 
-    /// Loads a node and with it its ancestors; false when the subtree is empty and the node not there.
+    /// Loads a node and with it its ancestors; false when the subtree is empty and the node not
+    /// there.
     fn load_node(&mut self, at: (u32, u64)) -> Result<bool, StoreError> {
         if self.nodes.contains_key(&at) {
             return Ok(true);
@@ -156,7 +158,8 @@ impl State {
         Ok(true)
     }
 
-    /// Forgets clean nodes when there are too many, except the ancestors of the one about to be added.
+    /// Forgets clean nodes when there are too many, except the ancestors of the one about to be
+    /// added.
     fn evict_nodes(&mut self, (level, index): (u32, u64)) {
         if self.nodes.len() >= MAX_NODES {
             let above = |l: u32, i: u64| l > level && ancestor(index, l - level) == i;
@@ -202,7 +205,8 @@ impl State {
         Ok(())
     }
 
-    /// Marks all ancestors of a group's tag block dirty; all of them are loaded before any is touched.
+    /// Marks all ancestors of a group's tag block dirty; all of them are loaded before any is
+    /// touched.
     fn mark_path(&mut self, group: u64) -> Result<(), StoreError> {
         self.top()?;
         self.raise_top(groups(self.size).max(group + 1));
@@ -284,7 +288,8 @@ impl State {
     }
 
     /// Hashes all dirty blocks up to the top for a commit; returns their images and the top hash.
-    /// Afterwards the hashes stand in the parents: [`Self::remark`] undoes that if the commit fails.
+    /// Afterwards the hashes stand in the parents: [`Self::remark`] undoes that if the commit
+    /// fails.
     pub fn hash_tree(&mut self, generation: u64) -> Result<(Vec<TreeImage>, Top), StoreError> {
         if level_of(groups(self.size)) != self.top()?.level {
             self.trim_tree(groups(self.size))?;
@@ -306,6 +311,7 @@ impl State {
         top: u32,
         images: &mut Vec<TreeImage>,
     ) -> Result<(), StoreError> {
+        let count = groups(self.size);
         let mut hashes = Vec::new();
         for (number, seg) in self.segments.iter_mut().filter(|(_, s)| s.dirty) {
             seg.block.generation = generation;
@@ -313,7 +319,10 @@ impl State {
             seg.block.encode(&mut bytes);
             let group = number - 1;
             hashes.push((group, self.keys.current()?.block_hash(0, group, &bytes)));
-            images.push(TreeImage { offset: self.ctx.layout.tag_block_offset(group), bytes });
+            // A write that failed before it grew the file leaves an empty block behind the end.
+            if group < count {
+                images.push(TreeImage { offset: self.ctx.layout.tag_block_offset(group), bytes });
+            }
         }
         hashes.into_iter().try_for_each(|(g, hash)| self.set_child_hash(0, g, top, hash))
     }
@@ -364,7 +373,8 @@ impl State {
         }
     }
 
-    /// Everything dirty in the tree is committed now. Emptied tag blocks lost their segment on disk.
+    /// Everything dirty in the tree is committed now. Emptied tag blocks lost their segment on
+    /// disk.
     pub fn tree_is_clean(&mut self) {
         for seg in self.segments.values_mut().filter(|s| s.dirty) {
             seg.dirty = false;

@@ -1,4 +1,5 @@
-//! Writing: encrypt at once, into the backing file where nothing committed is in the way, else into the overlay.
+//! Writing: encrypt at once, into the backing file where nothing committed is in the way, else into
+//! the overlay.
 //!
 //! A change of a chunk is complete (tag, size, image) or not there at all when an error comes.
 
@@ -14,8 +15,8 @@ use std::cell::RefCell;
 use std::io::IoSlice;
 use std::ops::Range;
 
-/// Calls up to this size stay in memory even where they could go in place, so that small files reach the
-/// backing file together with their header.
+/// Calls up to this size stay in memory even where they could go in place, so that small files
+/// reach the backing file together with their header.
 const SMALL: usize = 64 << 10;
 /// Chunks of the longest run.
 const RUN: usize = 128;
@@ -86,8 +87,8 @@ impl State {
         if self.dirty_bytes() > DIRTY_LIMIT { self.commit() } else { Ok(()) }
     }
 
-    /// Writes within one segment, `direct` where chunks are fresh. Everything that can fail in the tree
-    /// comes first.
+    /// Writes within one segment, `direct` where chunks are fresh. Everything that can fail in the
+    /// tree comes first.
     pub fn write_in_segment(
         &mut self,
         offset: u64,
@@ -162,7 +163,8 @@ impl State {
         })
     }
 
-    /// Encrypts a run of fresh chunks and writes it in place. This is the only write outside a commit.
+    /// Encrypts a run of fresh chunks and writes it in place. This is the only write outside a
+    /// commit.
     fn write_run(
         &mut self,
         job: &Job<'_>,
@@ -188,8 +190,8 @@ impl State {
         Ok(())
     }
 
-    /// After a failed write in place: chunks that had content in the backing file may be torn there, so
-    /// their new images stay in memory. Chunks without content stay as they were.
+    /// After a failed write in place: chunks that had content in the backing file may be torn
+    /// there, so their new images stay in memory. Chunks without content stay as they were.
     fn rescue_run(
         &mut self,
         job: &Job<'_>,

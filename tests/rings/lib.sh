@@ -17,7 +17,7 @@ set -u -o pipefail
 export LC_ALL=C.UTF-8 PATH="$PATH:/usr/sbin:/sbin"
 umask 022
 
-FS=${FS:-kmsfs}
+export FS=${FS:-kmsfs}
 BACKING=${BACKING:-ext4}
 RING_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPO=$(cd "$RING_DIR/../.." && pwd)
@@ -165,7 +165,7 @@ backing() {
         # One inode per 4 KiB: the rings make many small files.
         mkfs.ext4 -q -F -i 4096 -E lazy_itable_init=1,nodiscard "$BACK.img" &&
             mount -o loop,acl,user_xattr "$BACK.img" "$BACK" || die "cannot loop-mount ext4" ;;
-    tmpfs) mount -t tmpfs -o "size=${mib}m,nr_inodes=0" tmpfs "$BACK" || die "no tmpfs" ;;
+    tmpfs) mount -t tmpfs -o "size=${mib}m,nr_inodes=10m" tmpfs "$BACK" || die "no tmpfs" ;;
     dir) ;;
     *) die "unknown backing: $kind" ;;
     esac
@@ -236,4 +236,24 @@ same_manifest() {
     if cmp -s "$2" "$3"; then ok "$1 ($(($(wc -l <"$2") - 1)) objects)"; return; fi
     not_ok "$1: the trees differ"
     diff -a "$2" "$3" | head -12 | cut -c1-400 | sed 's/^/    | /' >&2
+}
+
+# compare NAME SCRIPT [ARGUMENTS...]: a script prints the same lines when it runs below $MNT and when
+# it runs on the file system that holds the volume.
+compare() {
+    local name=$1 script=$2 lines
+    shift 2
+    mkdir -p "$BACK/plain/$name" "$MNT/$name"
+    chmod 755 "$BACK/plain/$name" "$MNT/$name"
+    timeout -k 10 600 python3 "$RING_DIR/$script" "$BACK/plain/$name" "$@" \
+        >"$WORK/$name.plain" 2>"$WORK/$name.plain.err" ||
+        { not_ok "$name on the plain file system"; tail -5 "$WORK/$name.plain.err" >&2; }
+    timeout -k 10 600 python3 "$RING_DIR/$script" "$MNT/$name" "$@" \
+        >"$WORK/$name.here" 2>"$WORK/$name.here.err" ||
+        { not_ok "$name ran to its end"; tail -5 "$WORK/$name.here.err" >&2; }
+    lines=$(diff -a "$WORK/$name.plain" "$WORK/$name.here" | grep -ac '^<')
+    PASSED=$((PASSED + $(wc -l <"$WORK/$name.plain") - lines))
+    # "<" is the plain file system, ">" this one.
+    diff -a "$WORK/$name.plain" "$WORK/$name.here" | grep -a '^[<>]' >"$WORK/$name.diff"
+    while IFS= read -r line; do not_ok "${line:0:200}"; done <"$WORK/$name.diff"
 }

@@ -2,6 +2,7 @@
 
 mod counts;
 mod faults;
+mod files;
 mod mem;
 mod model;
 mod model_test;

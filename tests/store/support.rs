@@ -47,13 +47,13 @@ pub struct Bed {
     pub disk: Arc<MemStorage>,
 }
 
-pub fn recipient(len: usize) -> Recipient {
+pub fn recipient() -> Recipient {
     let (kind, key_ref) = (RecipientKind::LocalMaster, Vec::new());
-    Recipient { kind, epoch: 1, key_ref, wrapped: vec![7; len] }
+    Recipient { kind, epoch: 1, key_ref, wrapped: vec![7; 48] }
 }
 
 pub fn slot() -> KeySlot {
-    let recipients = vec![recipient(48)];
+    let recipients = vec![recipient()];
     KeySlot { data_key_id: DataKeyId([5; 16]), commitment: [0; 32], recipients }
 }
 

@@ -1,5 +1,5 @@
-//! What the format tests share: hexadecimal rows, keys from fixed bytes, and a reader of one file that
-//! follows section 10 of FORMAT.md over the library's format and crypto functions alone.
+//! What the format tests share: hexadecimal rows, keys from fixed bytes, and a reader of one file
+//! that follows section 10 of FORMAT.md over the library's format and crypto functions alone.
 #![allow(dead_code)] // each test uses its part
 
 use kmsfs::crypto::wrap::{LocalWrapKey, Purpose, context};
@@ -125,8 +125,9 @@ impl Volume {
         }
         let file = File { layout: self.layout, backing, header, keys };
         let mut plain = vec![0; file.header.size as usize];
+        let top = file.check_root()?;
         file.chunks(0, &file.header.segment, 0, &file.header.tags[..], &mut plain)?;
-        file.tree(&mut plain)?;
+        file.subtree(file.top_level(), 0, &top, &mut plain)?;
         Ok(plain)
     }
 }
@@ -147,21 +148,21 @@ impl File<'_> {
         let h = &self.header;
         self.keys[0].root_hash(h.generation, h.size, &h.segment, &h.tag_bytes(), top)
     }
-    /// Reads what is below the top block, after the root hash has been checked.
-    fn tree(&self, plain: &mut [u8]) -> Result<(), ReadError> {
-        if self.root(&[0; 32]) == self.header.root_hash {
-            return Ok(());
+    fn top_level(&self) -> u32 {
+        layout::top_level(layout::groups(self.header.size))
+    }
+    /// Checks the root hash, before any of the content is decrypted; gives the top hash.
+    fn check_root(&self) -> Result<[u8; 32], ReadError> {
+        let empty = [0; 32];
+        if self.root(&empty) == self.header.root_hash {
+            return Ok(empty);
         }
-        let groups = layout::groups(self.header.size);
-        if groups == 0 {
+        if layout::groups(self.header.size) == 0 {
             return Err(ReadError::RootHash);
         }
-        let level = layout::top_level(groups);
+        let level = self.top_level();
         let top = self.keys[0].block_hash(level, 0, self.block(self.layout.node_offset(level, 0)));
-        if self.root(&top) != self.header.root_hash {
-            return Err(ReadError::RootHash);
-        }
-        self.subtree(level, 0, &top, plain)
+        if self.root(&top) == self.header.root_hash { Ok(top) } else { Err(ReadError::RootHash) }
     }
     fn subtree(
         &self,

@@ -7,7 +7,8 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 /// Crate and version.
 pub const NAME: &str = "ring 0.17.14";
 
-/// An expanded key. ring's key type owns no heap memory and has no `Drop`: the slot's wipe is all it needs.
+/// An expanded key. ring's key type owns no heap memory and has no `Drop`: the slot's wipe is all
+/// it needs.
 pub struct Key(Locked<LessSafeKey>);
 
 const _: () = assert!(!std::mem::needs_drop::<LessSafeKey>());

@@ -20,7 +20,7 @@ fn commitment_is_known_and_compared_whole() {
         keys.commitment().to_vec(),
         hex("1c11cf228dead842e48aeec75de036e732f5295b10f14e362be4f4af5bce49d6")
     );
-    assert!(keys.commits_to(&keys.commitment().to_owned()));
+    assert!(keys.commits_to(keys.commitment()));
     for i in 0..32 {
         let mut other = *keys.commitment();
         other[i] ^= 1;

@@ -5,7 +5,8 @@ use crate::crypto::testing::{hex, secret};
 
 #[test]
 fn rfc_4231_vectors() {
-    // Keys shorter than 32 bytes are padded with zeros by HMAC itself, so padding ours is the same key.
+    // Keys shorter than 32 bytes are padded with zeros by HMAC itself, so padding ours is the same
+    // key.
     let cases: [(&[u8], &[u8], &str); 2] = [
         (
             &[0x0b; 20],

@@ -67,8 +67,8 @@ fn age_counts_from_before_the_unwrap() {
     assert!(cache.get_or_unwrap([1; 32], missed).is_err());
 }
 
-/// All threads are let into the cache while the one unwrap is held back until nobody else can still be
-/// on the way to a second one.
+/// All threads are let into the cache while the one unwrap is held back until nobody else can still
+/// be on the way to a second one.
 #[test]
 fn sixty_four_threads_share_one_unwrap() {
     for fail in [false, true] {

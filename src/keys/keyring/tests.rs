@@ -163,8 +163,8 @@ fn new_files_need_every_recipient() {
     let absent = Member { recipient: LocalMaster::name(1), provider: None };
     let public = X25519::public(Identity::generate().public_key(), 1);
     let ring = ring(vec![absent, member(Arc::new(public))]);
-    let sentence = "the local master key is not at hand, and new files need a copy of their key for \
-                    every recipient; mount with the volume's key file or passphrase to make files";
+    let sentence = "the local master key is not at hand, and new files need a copy of their key \
+                    for every recipient; mount with the volume's key file or passphrase to make files";
     for refused in [ring.can_create(), ring.for_new_file().map(drop)] {
         assert_eq!(refused, Err(KeyError::Unavailable(sentence.into())));
     }

@@ -246,3 +246,16 @@ fn a_remembered_key_file_that_is_gone_leads_to_the_passphrase() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn nothing_that_holds_keys_can_be_printed_or_copied() {
+    crate::crypto::testing::assert_neither_debug_nor_clone!(
+        Unlocked,
+        UnlockOptions,
+        Keyring,
+        crate::keys::Editor,
+        LocalMaster,
+        X25519,
+        crate::keys::cache::Cache,
+    );
+}

@@ -1,0 +1,7 @@
+//! Transcripts with the real programs: what they print, and the exit codes README promises.
+
+mod damage;
+mod keys;
+mod live;
+mod support;
+mod volumes;
