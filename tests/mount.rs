@@ -258,7 +258,7 @@ fn root_writes_through_a_descriptor_an_ordinary_user_opened() {
     let m = Mounted::as_user("");
     // Set-user-id root: requests of its writes carry user 0, as with `sudo command > file`.
     let cat = m.path("cat");
-    fs::copy("/bin/cat", &cat).unwrap();
+    fs::copy("/usr/bin/tee", &cat).unwrap();
     fs::set_permissions(&cat, fs::Permissions::from_mode(0o4755)).unwrap();
     let cat = cat.display();
     m.shell(&format!("echo one > f; echo two | {cat} >> f; echo three | {cat} >> f"));
