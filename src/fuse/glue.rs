@@ -39,7 +39,8 @@ const PERMISSIONS: u32 = 0o7777;
 const MAX_COPY: u64 = 16 << 20;
 /// The root directory.
 const ROOT: u64 = 1;
-/// Inode numbers are not reused within a mount.
+/// The tree keeps the backing inode of every number the kernel knows, so no number is reused while it
+/// could be confused.
 const GENERATION: Generation = Generation(0);
 /// Threads that wait for flushes.
 const COMMITTERS: usize = 4;
