@@ -43,7 +43,7 @@ fi
 if cargo clippy --version >/dev/null 2>&1; then
     step "lints" cargo clippy --locked --all-targets --quiet -- -D warnings
 fi
-step "cargo test" cargo test --locked
+step "cargo test" cargo test --locked --no-fail-fast
 step "cargo test, portable cipher" \
     cargo test --locked --no-default-features --lib -- crypto store
 

@@ -39,9 +39,6 @@ const PERMISSIONS: u32 = 0o7777;
 const MAX_COPY: u64 = 16 << 20;
 /// The root directory.
 const ROOT: u64 = 1;
-/// The tree keeps the backing inode of every number the kernel knows, so no number is reused while it
-/// could be confused.
-const GENERATION: Generation = Generation(0);
 /// Threads that wait for flushes.
 const COMMITTERS: usize = 4;
 
@@ -110,10 +107,10 @@ impl Filesystem for Glue {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run(Op::Lookup, || match self.volume.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => reply.entry(&TTL, &convert::attr(&found), GENERATION),
+            Ok(found) => reply.entry(&TTL, &convert::attr(&found), Generation(found.generation)),
             // Number 0 lets the kernel remember that the name is free.
             Err(e) if e.errno() == libc::ENOENT => {
-                reply.entry(&TTL, &convert::bare(0, crate::fs::FileKind::Regular), GENERATION);
+                reply.entry(&TTL, &convert::bare(0, crate::fs::FileKind::Regular), Generation(0));
             }
             Err(e) => reply.error(errno(&e)),
         });
@@ -276,8 +273,8 @@ impl Filesystem for Glue {
             }
             answer(reply, result, |reply, (attr, opened)| {
                 let flags = self.open_flags(&opened, flags);
-                let attr = convert::attr(&attr);
-                reply.created(&TTL, &attr, GENERATION, FileHandle(opened.fh), flags);
+                let (shown, generation) = (convert::attr(&attr), Generation(attr.generation));
+                reply.created(&TTL, &shown, generation, FileHandle(opened.fh), flags);
             });
         });
     }

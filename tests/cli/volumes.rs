@@ -284,6 +284,9 @@ fn export_copies_everything_a_tree_has() {
     let len = rustix::fs::getxattr(&file, "user.color", &mut value[..]).unwrap();
     assert_eq!(&value[..len], b"blue");
     ctl!("export", copy, out, "--keyfile", scratch.key()).refused(1, &["is not empty"]);
+    let inside = copy.join("out");
+    ctl!("export", copy, inside, "--keyfile", scratch.key()).refused(1, &["inside the volume"]);
+    assert!(!inside.exists());
 }
 
 trait JsonOk {
