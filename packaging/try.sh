@@ -36,7 +36,7 @@ else
     "$bin/kmsfsctl" umount "$plain" >/dev/null 2>&1 || true
     "$bin/kmsfs" "$cipher" "$plain"
 fi
-"$bin/kmsfsctl" status "$plain" | head -n 3
+"$bin/kmsfsctl" status "$plain" | head -n 4
 
 say "4. An ordinary file in the folder"
 mkdir -p "$plain/letters"

@@ -530,3 +530,16 @@ fn an_attribute_on_an_empty_file_leaves_its_mtime_alone() {
     tree.volume.setxattr(me(), ino, b"user.a", b"1", 0).unwrap();
     assert_eq!((tree.attr("f").mtime, tree.attr("f").size), ((77, 8), 0));
 }
+
+#[test]
+fn a_session_leaves_the_root_directory_times_alone() {
+    let bench = Bench::new(NameMode::Encrypted);
+    bench.tree().volume.shutdown().unwrap();
+    let times = |tree: &volume::Tree| tree.volume.getattr(ROOT, None).unwrap().mtime;
+    let tree = bench.tree();
+    let changes = SetAttr { mtime: Some(SetTime::At((99, 1))), ..SetAttr::default() };
+    tree.volume.setattr(me(), ROOT, None, changes).unwrap();
+    tree.volume.shutdown().unwrap();
+    drop(tree);
+    assert_eq!(times(&bench.tree()), (99, 1));
+}

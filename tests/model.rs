@@ -2,6 +2,7 @@
 //! memory. Offsets are biased to chunk, segment and group boundaries, where mistakes live.
 
 #[path = "support/volume.rs"]
+#[allow(dead_code)]
 mod volume;
 
 use std::collections::BTreeMap;

@@ -199,6 +199,32 @@ fn sync_reaches_the_backing_while_files_stay_open() {
 }
 
 #[test]
+fn the_daemon_keeps_nothing_of_its_starter() {
+    let m = Mounted::unmounted("");
+    let held = m.path("held");
+    fs::create_dir(&held).unwrap();
+    let mut sh = std::process::Command::new("sh");
+    sh.arg("-ec").arg(r#"cd "$3"; exec 9<.; exec "$0" "$1" "$2""#);
+    sh.arg(env!("CARGO_BIN_EXE_kmsfs")).arg(m.source()).arg(m.point()).arg(&held);
+    ok(sh);
+    let process = Path::new("/proc").join(m.daemon().to_string());
+    assert_eq!(fs::read_link(process.join("cwd")).unwrap(), Path::new("/"));
+    let stat = fs::read_to_string(process.join("stat")).unwrap();
+    let session = stat.rsplit(')').next().unwrap().split_whitespace().nth(3).unwrap();
+    assert_eq!(session, m.daemon().to_string());
+    if !root() {
+        // Not even its owner may look into it: it holds keys.
+        assert!(fs::read_dir(process.join("fd")).is_err());
+        return;
+    }
+    for fd in fs::read_dir(process.join("fd")).unwrap() {
+        let target = fs::read_link(fd.unwrap().path()).unwrap();
+        assert_ne!(target, held.canonicalize().unwrap());
+        assert!(!target.to_string_lossy().starts_with("pipe:"), "{}", target.display());
+    }
+}
+
+#[test]
 fn fstab_style_calls_work() {
     let m = Mounted::unmounted("");
     let helper = m.path("mount.kmsfs");
@@ -258,7 +284,7 @@ fn root_writes_through_a_descriptor_an_ordinary_user_opened() {
     let m = Mounted::as_user("");
     // Set-user-id root: requests of its writes carry user 0, as with `sudo command > file`.
     let cat = m.path("cat");
-    fs::copy("/bin/cat", &cat).unwrap();
+    fs::copy("/usr/bin/tee", &cat).unwrap();
     fs::set_permissions(&cat, fs::Permissions::from_mode(0o4755)).unwrap();
     let cat = cat.display();
     m.shell(&format!("echo one > f; echo two | {cat} >> f; echo three | {cat} >> f"));

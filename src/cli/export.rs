@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 use serde::Serialize;
 
 use crate::fs::attr::ROOT;
+use crate::fs::survey::regular_bytes;
 use crate::fs::{Attr, Caller, FileKind, FsError, FsResult, Ino, Volume};
 
 use super::exit::{DAMAGE, FAILURE, failure};
@@ -88,6 +89,8 @@ struct Export<'a> {
     is_root: bool,
     who: Caller,
     json: bool,
+    /// Something in the volume could not be read, as opposed to written here.
+    damaged: bool,
 }
 
 /// Work on the stack: a directory's attributes are set when everything in it is there.
@@ -99,7 +102,7 @@ enum Step {
 /// Runs the command.
 pub fn run(args: ExportArgs) -> anyhow::Result<()> {
     let volume = reader::open(&args.dir, &args.keys.unlock_options())?;
-    prepare(&args.out)?;
+    prepare(&args.out, volume.source())?;
     let uid = rustix::process::geteuid().as_raw();
     let gid = rustix::process::getegid().as_raw();
     let mut export = Export {
@@ -110,19 +113,29 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
         is_root: uid == 0,
         who: Caller { uid, gid, pid: std::process::id() },
         json: args.json,
+        damaged: false,
     };
+    export.progress.more(regular_bytes(File::open(&args.dir)?)?);
     export.tree(&args.out)?;
+    export.left_out();
     let report = export.report;
     drop(export.progress);
     print(&report, args.json)?;
+    let code = if export.damaged { DAMAGE } else { FAILURE };
     match report.problems.len() {
         0 => Ok(()),
-        n => Err(failure(DAMAGE, format!("{n} objects could not be exported faithfully"))),
+        n => Err(failure(code, format!("{n} objects could not be exported faithfully"))),
     }
 }
 
-fn prepare(out: &Path) -> anyhow::Result<()> {
+fn prepare(out: &Path, volume: &Path) -> anyhow::Result<()> {
     let shown = out.display();
+    let full = std::path::absolute(out)?;
+    let parent = full.parent().unwrap_or(&full).canonicalize();
+    let parent = parent.with_context(|| format!("cannot make {shown}"))?;
+    if parent.starts_with(volume.canonicalize()?) {
+        return Err(failure(FAILURE, format!("{shown} is inside the volume itself")));
+    }
     match DirBuilder::new().mode(0o700).create(out) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("cannot make {shown}"));
@@ -183,7 +196,7 @@ impl Export<'_> {
             let attr = match self.volume.lookup(ino, &entry.name) {
                 Ok(attr) => attr,
                 Err(error) => {
-                    self.problem(entry.ino, &plain, error.to_string());
+                    self.damage(entry.ino, &plain, &error);
                     continue;
                 }
             };
@@ -193,7 +206,7 @@ impl Export<'_> {
                 continue;
             }
             match self.object(&attr, &out) {
-                Err(Trouble::Source(error)) => self.problem(attr.ino, &plain, error.to_string()),
+                Err(Trouble::Source(error)) => self.damage(attr.ino, &plain, &error),
                 Err(Trouble::Target(error)) => return Err(Trouble::Target(error)),
                 Ok(Some(reason)) => self.problem(attr.ino, &plain, reason),
                 Ok(None) => {}
@@ -298,7 +311,7 @@ impl Export<'_> {
                 Ok(())
             }
             Err(Trouble::Source(error)) => {
-                self.problem(ino, plain, error.to_string());
+                self.damage(ino, plain, &error);
                 Ok(())
             }
             Err(Trouble::Target(error)) => {
@@ -308,9 +321,26 @@ impl Export<'_> {
         }
     }
 
+    fn damage(&mut self, ino: Ino, plain: &[u8], error: &FsError) {
+        self.damaged = true;
+        self.problem(ino, plain, error.to_string());
+    }
+
     fn problem(&mut self, ino: Ino, plain: &[u8], reason: String) {
         let backing = self.volume.backing_path(ino);
-        let (path, backing) = (shown(plain), shown(backing.as_os_str().as_bytes()));
+        self.list(shown(plain), &backing, reason);
+    }
+
+    /// What the listings did not show has no plaintext name to export it under.
+    fn left_out(&mut self) {
+        for backing in self.volume.left_out() {
+            self.damaged = true;
+            self.list("(unknown)".into(), &backing, "its name does not decrypt".into());
+        }
+    }
+
+    fn list(&mut self, path: String, backing: &Path, reason: String) {
+        let backing = shown(backing.as_os_str().as_bytes());
         if !self.json {
             let text = format!("not faithful: {path} (backing file {backing}): {reason}");
             self.progress.line(|| note(text));

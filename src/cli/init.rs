@@ -56,8 +56,9 @@ pub struct InitArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    keys: KeyOptions,
+    /// Read the passphrase from FILE (one newline at its end is dropped)
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -76,8 +77,9 @@ struct Made {
 pub fn run(args: InitArgs) -> anyhow::Result<()> {
     let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
     let dir = prepare_directory(&args.dir)?;
-
-    let options = args.keys.creation_options();
+    refuse_key_inside(&args)?;
+    let passphrase_file = args.passphrase_file.clone();
+    let options = KeyOptions { passphrase_file, ..KeyOptions::default() }.creation_options();
     let refused = |error| unlock_error(error, &args.dir);
     let descriptor = unlock::create(volume, params(&args)?, &args.key, &args.recipient, &options)
         .map_err(refused)?;
@@ -139,6 +141,22 @@ fn remove_leftovers(path: &Path) -> anyhow::Result<()> {
         for name in names {
             fs::remove_file(path.join(name))?;
         }
+    }
+    Ok(())
+}
+
+/// A key beside the ciphertext travels with every backup of it.
+fn refuse_key_inside(args: &InitArgs) -> anyhow::Result<()> {
+    let KeySpec::Keyfile(key) = &args.key else { return Ok(()) };
+    let parent = std::path::absolute(key)?.parent().map(Path::canonicalize);
+    let inside = match parent {
+        Some(Ok(parent)) => parent.starts_with(args.dir.canonicalize()?),
+        // Making the key file will say what is wrong.
+        Some(Err(_)) | None => false,
+    };
+    if inside {
+        let text = "a key file inside the volume protects nothing; keep it elsewhere";
+        return Err(failure(FAILURE, format!("{}: {text}", key.display())));
     }
     Ok(())
 }

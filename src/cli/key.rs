@@ -201,7 +201,7 @@ fn is_recipient(editor: &Editor, public: &[u8; 32]) -> bool {
 
 fn sweep(tree: &Tree, json: bool) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
     let screen = Screen::new("brought in line", json);
-    screen.expect(regular_bytes(&tree.root)?);
+    screen.more(regular_bytes(&tree.root)?);
     let sweep = Sweep {
         context: tree.context.clone(),
         names: tree.descriptor.params.names,

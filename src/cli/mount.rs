@@ -17,8 +17,6 @@ use std::path::PathBuf;
 
 /// Exit code of a wrong command line.
 const EXIT_USAGE: i32 = 2;
-/// Exit code of a volume that is not the expected one.
-const EXIT_OTHER: i32 = 1;
 /// Newest on-disk format this program writes.
 const FORMAT_VERSION: u16 = 1;
 
@@ -193,7 +191,7 @@ fn open_volume(
         );
         // A failure to close changes nothing about the refusal.
         let _ = volume.shutdown();
-        return Err(OpenError { message, exit_code: EXIT_OTHER });
+        return Err(OpenError { message, exit_code: super::exit::FAILURE });
     }
     Ok(volume)
 }

@@ -16,6 +16,8 @@ use super::output::Out;
 
 /// File system type in the kernel's mount table.
 const TYPE: &str = "fuse.kmsfs";
+/// What people look for first.
+const FIRST_FACTS: [&str; 4] = ["mountpoint", "source", "volume", "access"];
 
 /// Unmount, and wait until the daemon has written everything and ended
 #[derive(Args)]
@@ -87,7 +89,10 @@ pub fn status(args: StatusArgs) -> anyhow::Result<()> {
     if args.json {
         out.json(&facts)?;
     } else {
-        for (name, value) in facts.as_object().into_iter().flatten() {
+        let facts = facts.as_object().cloned().unwrap_or_default();
+        let first = FIRST_FACTS.iter().filter_map(|name| facts.get_key_value(*name));
+        let rest = facts.iter().filter(|(name, _)| !FIRST_FACTS.contains(&name.as_str()));
+        for (name, value) in first.chain(rest) {
             print_fact(&mut out, name, value)?;
         }
     }

@@ -37,7 +37,7 @@ impl Progress {
     }
 
     /// More work was found.
-    pub fn expect(&self, bytes: u64) {
+    pub fn more(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.inc_length(bytes);
         }

@@ -109,7 +109,13 @@ pub struct OpenFile<'a> {
 impl<'a> OpenFile<'a> {
     /// Opens for reading.
     pub fn open(volume: &'a Volume, ino: Ino) -> FsResult<Self> {
-        Ok(Self { volume, fh: volume.open_file(ino, libc::O_RDONLY)?.fh })
+        let open = || volume.open_file(ino, libc::O_RDONLY);
+        let opened = match open() {
+            // The size shown so far was not the authenticated one; we have not used it yet.
+            Err(FsError::Errno(libc::ESTALE)) => open()?,
+            opened => opened?,
+        };
+        Ok(Self { volume, fh: opened.fh })
     }
 
     /// Reads a piece; short only at the end of the file.

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -20,8 +20,6 @@ use crate::store::content::VolumeContext;
 pub struct Tree {
     /// The backing root; holds the lock.
     pub root: OwnedFd,
-    /// Where it is.
-    pub path: PathBuf,
     /// Its descriptor.
     pub descriptor: Descriptor,
     /// Data keys.
@@ -49,8 +47,8 @@ impl Tree {
         // Nothing is encrypted through this context, so the default limit will do.
         let context = volume_context(&descriptor, Arc::new(unlocked.keys), 0)
             .map_err(|error| unlock_error(error.into(), path))?;
-        let (path, context) = (path.to_owned(), Arc::new(context));
-        Ok(Self { root, path, descriptor, keyring: unlocked.keyring, context })
+        let context = Arc::new(context);
+        Ok(Self { root, descriptor, keyring: unlocked.keyring, context })
     }
 }
 

@@ -92,8 +92,8 @@ impl Screen {
     }
 
     /// So many bytes of work lie ahead.
-    pub fn expect(&self, bytes: u64) {
-        self.progress.expect(bytes);
+    pub fn more(&self, bytes: u64) {
+        self.progress.more(bytes);
     }
 
     /// Ends the display; what was damaged.
@@ -128,7 +128,7 @@ impl Watch for Screen {
 pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
     let tree = Tree::open(&args.dir, Access::ReadOnly, &args.keys.unlock_options())?;
     let screen = Screen::new("checked", args.json);
-    screen.expect(regular_bytes(&tree.root)?);
+    screen.more(regular_bytes(&tree.root)?);
     let verifier = Verifier {
         context: tree.context.clone(),
         names: tree.descriptor.params.names,

@@ -73,9 +73,9 @@ impl Volume {
         place: Option<(&DirHandle, &[u8])>,
     ) -> FsResult<()> {
         let backing_len = attr.size;
-        let (content, true_size) = {
+        let (content, true_size, checked) = {
             let file = inode.file.lock();
-            (file.content.clone(), file.true_size)
+            (file.content.clone(), file.true_size, file.size_checked)
         };
         if let Some(content) = content {
             attr.size = content.size();
@@ -89,7 +89,7 @@ impl Volume {
         }
         attr.size = match (true_size, place) {
             (Some(size), _) => size,
-            (None, Some((dir, entry))) if self.unclean && backing_len > 0 => {
+            (None, Some((dir, entry))) if self.unclean && !checked && backing_len > 0 => {
                 // A damaged header must not hide the file: what the length says is shown then.
                 self.checked_size(inode, dir, entry)
                     .unwrap_or_else(|_| self.ctx.layout.plain_len_floor(backing_len))

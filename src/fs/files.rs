@@ -109,7 +109,7 @@ impl Volume {
             // An unlinked file is reopened through its descriptor.
             Loc::Fd(fd) => {
                 let options = std::fs::File::options().read(true).write(write).to_owned();
-                Ok(options.open(backing::proc_path(fd))?)
+                Ok(options.open(backing::proc_path(&**fd))?)
             }
         })?;
         let st = rustix::fs::fstat(&file)?;
@@ -424,11 +424,11 @@ impl Volume {
         entry: &[u8],
     ) -> FsResult<u64> {
         let storage = FileStorage(backing::open_file(dir, entry, false)?);
-        if storage.len()? == 0 {
-            return Ok(0);
-        }
+        let shown = self.ctx.layout.plain_len_floor(storage.len()?);
         let header = Content::read_header(&self.ctx, &storage)?;
-        inode.file.lock().true_size = Some(header.size);
+        let mut file = inode.file.lock();
+        file.size_checked = true;
+        file.true_size = (header.size != shown).then_some(header.size);
         Ok(header.size)
     }
 }

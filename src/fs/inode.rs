@@ -56,6 +56,8 @@ pub struct FileState {
     pub content: Option<Arc<Content>>,
     /// Authenticated size of a file whose backing length says otherwise (crash leftover).
     pub true_size: Option<u64>,
+    /// The backing length has been compared with the header since an unclean stop.
+    pub size_checked: bool,
 }
 
 /// One object the kernel knows.
@@ -107,6 +109,11 @@ impl Inode {
         names.remove(old.0, old.1);
         names.remove(new.0, new.1);
         names.places.push(Place { parent: new.0.clone(), entry: new.1.into() });
+    }
+
+    /// A corrected size must survive the kernel's forgetting: it is what the next look-up answers.
+    fn holds_correction(&self) -> bool {
+        self.file.lock().true_size.is_some() && !self.names.lock().places.is_empty()
     }
 
     /// The present content, if the file is open.
@@ -183,7 +190,7 @@ impl InodeTable {
         let mut queue = vec![inode];
         while let Some(inode) = queue.pop() {
             // Most closes end here, without touching the table's lock.
-            if inode.lookups.load(Ordering::Acquire) != 0 {
+            if inode.lookups.load(Ordering::Acquire) != 0 || inode.holds_correction() {
                 continue;
             }
             let mut map = self.map.write();

@@ -154,7 +154,9 @@ impl Survey<'_> {
             fd,
         };
         match self.directory_id(&open) {
-            Ok(id) => open.id = id,
+            Ok(id) => open.id = Some(id),
+            // Nothing in an empty directory depends on its id; it gets one when something does.
+            Err(_) if names.iter().all(|name| self.is_helper(name)) => {}
             Err(error) => visitor.damaged(open.damage(names::DIR_FILE, b"", error.to_string())),
         }
         visitor.found(Found {
@@ -173,18 +175,12 @@ impl Survey<'_> {
         Ok(())
     }
 
-    /// The authenticated id; `None` for an empty directory that never needed one.
-    fn directory_id(&self, open: &Open) -> FsResult<Option<DirId>> {
-        let Some(bytes) = backing::read_small(&*open.fd, names::DIR_FILE, dirfile::DIRFILE_LEN)?
-        else {
-            if open.entries.is_empty() {
-                return Ok(None);
-            }
-            let text = "kmsfs.dir is missing, so the names in this directory cannot be decrypted";
-            return Err(FsError::Damaged(text.into()));
-        };
+    /// The authenticated id.
+    fn directory_id(&self, open: &Open) -> FsResult<DirId> {
+        let bytes = backing::read_small(&*open.fd, names::DIR_FILE, dirfile::DIRFILE_LEN)?;
+        let missing = "kmsfs.dir is missing, so the names in this directory cannot be decrypted";
+        let bytes = bytes.ok_or_else(|| FsError::Damaged(missing.into()))?;
         dirfile::decode(&bytes, |bytes, mac| self.keys.directory_mac_ok(bytes, mac))
-            .map(Some)
             .map_err(|error| FsError::Damaged(format!("kmsfs.dir: {error}")))
     }
 
@@ -262,11 +258,7 @@ impl Survey<'_> {
 
     /// Reports every `kmsfs.` entry that helps nothing.
     fn helpers(&self, open: &Open, names: &[Vec<u8>], visitor: &mut dyn Visitor) {
-        let helpers = names.iter().filter(|n| {
-            n.starts_with(names::RESERVED)
-                && matches!(self.codec().listed(open.id, n), Listed::Helper)
-        });
-        for name in helpers {
+        for name in names.iter().filter(|name| self.is_helper(name)) {
             let owner = name.strip_suffix(names::SIDECAR).filter(|n| n.starts_with(names::LONG));
             let reason = match owner {
                 _ if name == names::DIR_FILE => continue,
@@ -280,6 +272,10 @@ impl Survey<'_> {
             let shown = [b"<", &name[..], b">"].concat();
             visitor.damaged(open.damage(name, &shown, reason));
         }
+    }
+
+    fn is_helper(&self, name: &[u8]) -> bool {
+        matches!(self.codec().listed(None, name), Listed::Helper)
     }
 
     fn codec(&self) -> NameCodec<'_> {

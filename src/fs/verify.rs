@@ -118,7 +118,15 @@ impl Verifier<'_> {
         let key = self.keyring.data_key(&header.current)?;
         let next = header.next.as_ref().map(|slot| self.keyring.data_key(slot)).transpose()?;
         let content = Content::open(self.context.clone(), storage, header, key, next, false)?;
-        content.verify(&mut |error| self.watch.damaged(found.damage(error.to_string())))?;
+        let mut last = String::new();
+        content.verify(&mut |error| {
+            // A file that is too short says so for every part that is missing.
+            let reason = error.to_string();
+            if reason != last {
+                self.watch.damaged(found.damage(reason.as_str()));
+                last = reason;
+            }
+        })?;
         Ok(object)
     }
 

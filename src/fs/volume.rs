@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::attr::{FileKind, Ino, ROOT, StatFs};
@@ -217,7 +217,9 @@ impl Volume {
             return Ok(());
         }
         self.commit_all(true)?;
-        rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())?;
+        self.keep_root_times(|root| {
+            Ok(rustix::fs::unlinkat(root, SESSION_NAME, AtFlags::empty())?)
+        })?;
         rustix::fs::syncfs(&self.root)?;
         Ok(())
     }
@@ -263,6 +265,13 @@ impl Volume {
         self.table.get(ino).map(|i| self.backing_path_of(&i)).unwrap_or_default()
     }
 
+    /// Backing paths of entries that listings left out because their names do not decrypt.
+    pub fn left_out(&self) -> Vec<PathBuf> {
+        let mut paths: Vec<PathBuf> = self.logged.lock().iter().cloned().collect();
+        paths.sort();
+        paths
+    }
+
     pub(super) fn backing_path_of(&self, inode: &Inode) -> PathBuf {
         let mut parts = Vec::new();
         let mut at = inode.names.lock().places.last().cloned();
@@ -303,7 +312,9 @@ impl Volume {
         };
         if self.writable() {
             let text = format!("pid {}\n", std::process::id());
-            backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())?;
+            self.keep_root_times(|root| {
+                backing::write_small(root, SESSION_NAME.as_bytes(), text.as_bytes())
+            })?;
         }
         if self.unclean {
             log::warn!(
@@ -311,6 +322,24 @@ impl Volume {
                  looked up, `kmsfsctl verify` checks everything",
                 self.source.display()
             );
+        }
+        Ok(())
+    }
+}
+
+impl Volume {
+    /// Runs `act` on the root; the marker's coming and going is no change of the user's directory.
+    fn keep_root_times(&self, act: impl FnOnce(&OwnedFd) -> FsResult<()>) -> FsResult<()> {
+        let st = rustix::fs::fstat(&self.root)?;
+        act(&self.root)?;
+        let time = |sec, nsec| Timespec { tv_sec: sec, tv_nsec: nsec as _ };
+        let times = Timestamps {
+            last_access: time(st.st_atime, st.st_atime_nsec),
+            last_modification: time(st.st_mtime, st.st_mtime_nsec),
+        };
+        // Only the owner may: for anybody else the times simply move.
+        if let Err(errno) = rustix::fs::futimens(&self.root, &times) {
+            log::debug!("times of the root directory not restored: {errno}");
         }
         Ok(())
     }
@@ -454,14 +483,11 @@ impl OpenError {
 pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
     let exit_code = match &error {
         UnlockError::Format(_) => exit::FORMAT,
-        UnlockError::Key(KeyError::WrongKey(_)) => exit::WRONG_KEY,
+        UnlockError::Key(KeyError::WrongKey(_) | KeyError::NotOurs(_)) => exit::WRONG_KEY,
         UnlockError::Key(KeyError::Misconfigured(_)) => exit::KEY_MATERIAL,
         UnlockError::Key(KeyError::Tampered(_)) => exit::FORMAT,
         UnlockError::Key(
-            KeyError::Revoked(_)
-            | KeyError::Unavailable(_)
-            | KeyError::Throttled(_)
-            | KeyError::NotOurs(_),
+            KeyError::Revoked(_) | KeyError::Unavailable(_) | KeyError::Throttled(_),
         ) => exit::KEY_UNAVAILABLE,
     };
     let message = match &error {

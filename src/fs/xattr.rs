@@ -229,7 +229,7 @@ impl Volume {
                 if let Some(content) = inode.content() {
                     return Ok(Some(content.object().0));
                 }
-                let file = self.at(inode, |loc| open_for_header(loc))?;
+                let file = self.at(inode, open_for_header)?;
                 if file.len()? == 0 {
                     return Ok(None);
                 }

@@ -1,7 +1,8 @@
 //! Requests of the kernel to calls of [`Volume`], one to one.
 //!
-//! Handlers run on the event-loop threads and answer there; only what waits for a disk flush moves
-//! to the committer pool with its reply, so that a slow flush cannot use up the loops. No handler
+//! Handlers run on the event-loop threads and answer there. What waits for a disk flush may occupy
+//! half of them; more of it moves to the committer pool with its reply, so that slow flushes cannot
+//! use up the loops. No handler
 //! waits for a key: local providers never wait, and one that does belongs on the pool as well.
 //!
 //! Locks (flock, POSIX, OFD) are left to the kernel, which keeps them right for the one mount
@@ -30,6 +31,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 /// Permission bits of a mode.
@@ -39,8 +41,6 @@ const PERMISSIONS: u32 = 0o7777;
 const MAX_COPY: u64 = 16 << 20;
 /// The root directory.
 const ROOT: u64 = 1;
-/// Inode numbers are not reused within a mount.
-const GENERATION: Generation = Generation(0);
 /// Threads that wait for flushes.
 const COMMITTERS: usize = 4;
 
@@ -56,13 +56,22 @@ pub struct Glue {
     wanted: Wanted,
     committers: Pool,
     hook: Option<Hook>,
+    /// Loop threads that wait for a flush now, and how many may.
+    waiting: AtomicUsize,
+    may_wait: usize,
 }
 
 impl Glue {
-    /// Serves `volume`; `control` answers status and sync.
-    pub fn new(volume: Arc<Volume>, control: Arc<Control>, wanted: Wanted) -> io::Result<Self> {
+    /// Serves `volume` on `loops` event-loop threads; `control` answers status and sync.
+    pub fn new(
+        volume: Arc<Volume>,
+        control: Arc<Control>,
+        wanted: Wanted,
+        loops: usize,
+    ) -> io::Result<Self> {
         let committers = Pool::start("kmsfs-commit", COMMITTERS)?;
-        Ok(Self { volume, control, wanted, committers, hook: None })
+        let (waiting, may_wait) = (AtomicUsize::new(0), loops / 2);
+        Ok(Self { volume, control, wanted, committers, hook: None, waiting, may_wait })
     }
 
     /// Calls `hook` before every operation. For tests that inject faults.
@@ -74,6 +83,18 @@ impl Glue {
     fn run(&self, op: Op, body: impl FnOnce()) {
         self.control.counters().count(op);
         guarded(op, self.hook.as_ref(), body);
+    }
+
+    /// Runs a handler that waits for the disk: here while enough other loops are free to answer,
+    /// else on the pool. A hop between threads costs more than a flush of memory-backed storage.
+    fn run_flush(&self, op: Op, body: impl FnOnce(&Volume) + Send + 'static) {
+        let waiting = self.waiting.fetch_add(1, Ordering::AcqRel);
+        if waiting < self.may_wait {
+            self.run(op, || body(&self.volume));
+        } else {
+            self.run_aside(op, body);
+        }
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Runs a handler that may wait long, on the pool.
@@ -109,10 +130,10 @@ impl Filesystem for Glue {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run(Op::Lookup, || match self.volume.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => reply.entry(&TTL, &convert::attr(&found), GENERATION),
+            Ok(found) => reply.entry(&TTL, &convert::attr(&found), Generation(found.generation)),
             // Number 0 lets the kernel remember that the name is free.
             Err(e) if e.errno() == libc::ENOENT => {
-                reply.entry(&TTL, &convert::bare(0, crate::fs::FileKind::Regular), GENERATION);
+                reply.entry(&TTL, &convert::bare(0, crate::fs::FileKind::Regular), Generation(0));
             }
             Err(e) => reply.error(errno(&e)),
         });
@@ -275,8 +296,8 @@ impl Filesystem for Glue {
             }
             answer(reply, result, |reply, (attr, opened)| {
                 let flags = self.open_flags(&opened, flags);
-                let attr = convert::attr(&attr);
-                reply.created(&TTL, &attr, GENERATION, FileHandle(opened.fh), flags);
+                let (shown, generation) = (convert::attr(&attr), Generation(attr.generation));
+                reply.created(&TTL, &shown, generation, FileHandle(opened.fh), flags);
             });
         });
     }
@@ -365,7 +386,7 @@ impl Filesystem for Glue {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run_aside(Op::Fsync, move |volume| done(reply, volume.fsync(fh.0)));
+        self.run_flush(Op::Fsync, move |volume| done(reply, volume.fsync(fh.0)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -422,7 +443,7 @@ impl Filesystem for Glue {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run_aside(Op::Fsyncdir, move |volume| done(reply, volume.fsyncdir(fh.0)));
+        self.run_flush(Op::Fsyncdir, move |volume| done(reply, volume.fsyncdir(fh.0)));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -11,7 +11,7 @@ pub mod table;
 
 pub use check::{MountPoint, prepare};
 
-use crate::fs::volume::Atime;
+use crate::fs::volume::{Atime, exit};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ffi::{CString, OsStr};
@@ -21,11 +21,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-/// Exit code: the mount point cannot be used.
-pub const EXIT_MOUNT_POINT: i32 = 15;
-/// Exit code: mounting failed.
-pub const EXIT_MOUNT: i32 = 16;
 
 /// Type of our mounts as the mount table shows it.
 const TYPE: &str = "fuse.kmsfs";
@@ -83,11 +78,11 @@ pub struct MountError {
 
 impl MountError {
     fn point(message: String) -> Self {
-        Self { message, exit_code: EXIT_MOUNT_POINT }
+        Self { message, exit_code: exit::MOUNT_POINT }
     }
 
     fn mount(message: String) -> Self {
-        Self { message, exit_code: EXIT_MOUNT }
+        Self { message, exit_code: exit::MOUNT }
     }
 }
 

@@ -14,18 +14,15 @@ use super::glue::Glue;
 use super::guard::Hook;
 use super::init::Wanted;
 use super::mount::{self, Mount, MountError, MountOptions, MountPoint};
-use crate::fs::volume::OpenError;
+use crate::fs::volume::{OpenError, exit};
 use crate::fs::{Access, MountFlags, Volume};
-use crate::sys::{logging, process};
+use crate::sys::{harden_process, logging, process};
 use daemon::{Reporter, Side};
 use lifetime::{Event, Periodic};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-
-/// Exit code of failures that have none of their own.
-const EXIT_OTHER: i32 = 1;
 
 /// What to mount, where and how.
 pub struct Config {
@@ -55,7 +52,7 @@ pub struct SessionError {
 
 impl SessionError {
     fn other(what: &str, e: &impl std::fmt::Display) -> Self {
-        Self { message: format!("{what}: {e}"), exit_code: EXIT_OTHER }
+        Self { message: format!("{what}: {e}"), exit_code: exit::FAILURE }
     }
 }
 
@@ -229,6 +226,9 @@ fn abandon(mount: &Mount) {
 
 fn prepare_process() {
     logging::log_panics();
+    if let Err(e) = harden_process() {
+        log::warn!("core dumps stay possible: {e}");
+    }
     process::raise_open_file_limit();
     // Modes come from callers, already masked.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -270,5 +270,5 @@ fn handshake_error(e: &io::Error, options: &MountOptions) -> SessionError {
     } else {
         format!("the kernel and kmsfs could not agree on the FUSE connection: {e}")
     };
-    SessionError { message, exit_code: mount::EXIT_MOUNT }
+    SessionError { message, exit_code: exit::MOUNT }
 }

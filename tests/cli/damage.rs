@@ -64,7 +64,7 @@ fn every_kind_of_damage_is_found_in_one_run() {
         add(ROOT, "chunk", 10_000);
         add(ROOT, "header", 10_000);
         add(ROOT, "short", 10_000);
-        add(ROOT, "tree", 600_000);
+        add(ROOT, "tree", 900_000);
         add(ROOT, &"n".repeat(250), 10);
         let dir = volume.mkdir(me(), ROOT, b"forged", 0o755, 0).unwrap().ino;
         add(dir, "inside", 10_000);
@@ -103,7 +103,7 @@ fn every_kind_of_damage_is_found_in_one_run() {
     let ran = ctl!("verify", root).refused(17, &["damage in 10 places"]);
     let line = format!("damaged: /chunk (backing file {}): chunk 0", at[1].display());
     assert!(ran.out.contains(&line), "{}", ran.out);
-    assert!(ran.out.contains("checked 8 files"), "{}", ran.out);
+    assert!(ran.out.contains("checked 9 files"), "{}", ran.out);
 }
 
 #[test]
@@ -162,11 +162,14 @@ fn cat_and_export_refuse_damage_and_export_goes_on() {
         write_file(volume, ROOT, "later", b"two");
     });
     flip(&scratch.volume().join(&stored), 4096 * 3);
+    fs::write(scratch.volume().join("bm90IG91cnM"), b"").unwrap();
     ctl!("cat", scratch.volume(), "a/bad").refused(17, &["a/bad", "does not authenticate"]);
     let out = scratch.path("out");
     let ran = ctl!("export", scratch.volume(), out);
     let ran = ran.refused(17, &["/a/bad", stored.to_str().unwrap(), "does not authenticate"]);
     assert!(ran.out.contains("exported 2 files"), "{}", ran.out);
+    assert!(ran.err.contains("bm90IG91cnM): its name does not decrypt"), "{}", ran.err);
+    assert!(ran.err.contains("2 objects could not"), "{}", ran.err);
     assert_eq!(fs::read(out.join("a/good")).unwrap(), b"one");
     assert_eq!(fs::read(out.join("later")).unwrap(), b"two");
     assert!(!out.join("a/bad").exists());

@@ -43,9 +43,8 @@ impl Ran {
     #[track_caller]
     pub fn refused(self, code: i32, says: &[&str]) -> Self {
         assert_eq!(self.code, code, "stdout:\n{}\nstderr:\n{}", self.out, self.err);
-        let (_, sentence) = self.err.rsplit_once("kmsfs").expect("names the program");
-        let sentence = sentence.strip_prefix("ctl").unwrap_or(sentence);
-        assert!(self.err.contains("kmsfsctl: ") || sentence.contains(": "), "{}", self.err);
+        let named = |line: &str| line.starts_with("kmsfsctl: ") || line.starts_with("kmsfs: ");
+        assert!(self.err.lines().last().is_some_and(named), "{}", self.err);
         for part in says {
             assert!(self.err.contains(part), "{part:?} is not in {}", self.err);
         }

@@ -73,6 +73,10 @@ fn init_refuses_what_is_not_empty_or_a_volume_already() {
     fs::write(full.join("letter"), "x").unwrap();
     ctl!("init", full, "--key", spec).refused(1, &["is not empty"]);
     assert_eq!(fs::read_dir(&full).unwrap().count(), 1);
+    let (new, inside) = (scratch.path("new"), scratch.path("new/volume.key"));
+    let said = ctl!("init", new, "--key", format!("keyfile:{}", inside.display()));
+    said.refused(1, &["inside the volume"]);
+    assert_eq!(fs::read_dir(&new).unwrap().count(), 0);
     let bad = ["init", "x", "--key", "passwort"];
     assert_eq!(run(CTL, &[&bad[0], &bad[1], &bad[2], &bad[3]]).code, 2);
     assert_eq!(ctl!("init", scratch.path("n"), "--key", spec, "--volume-id", "12").code, 2);
@@ -115,24 +119,27 @@ fn descriptors_that_cannot_be_trusted_are_refused() {
     try_with(b"", &["kmsfs.volume"]);
     // A parameter that is legal in itself: only the MAC tells.
     let mut forged = good.clone();
-    let at = good.windows(4).position(|w| w == 256u32.to_le_bytes()).unwrap();
-    forged[at] = 255;
+    let at = record(&good, 2) + 8 + 4;
+    assert_eq!(good[at..at + 4], 256u32.to_le_bytes());
+    forged[at + 1] = 2;
     try_with(&forged, &["authentication failed"]);
     fs::write(scratch.descriptor(), &good).unwrap();
     ctl!("verify", scratch.volume()).ok();
 }
 
-/// Puts an incompatible feature in front of the first master slot.
-fn with_feature(descriptor: &[u8], name: &str) -> Vec<u8> {
+/// Where the first record of this type or a later one stands.
+fn record(descriptor: &[u8], wanted: u16) -> usize {
     let mut at = 16;
-    loop {
-        let kind = u16::from_le_bytes([descriptor[at], descriptor[at + 1]]);
-        if kind > 5 {
-            break;
-        }
+    while u16::from_le_bytes([descriptor[at], descriptor[at + 1]]) < wanted {
         let len = u32::from_le_bytes(descriptor[at + 4..at + 8].try_into().unwrap());
         at += 8 + len as usize;
     }
+    at
+}
+
+/// Puts an incompatible feature in front of the first master slot.
+fn with_feature(descriptor: &[u8], name: &str) -> Vec<u8> {
+    let at = record(descriptor, 6);
     let record = [&[5, 0, 0, 0], &(name.len() as u32).to_le_bytes()[..], name.as_bytes()].concat();
     let mut with = [&descriptor[..at], &record, &descriptor[at..]].concat();
     let total = with.len() as u32;
@@ -277,6 +284,9 @@ fn export_copies_everything_a_tree_has() {
     let len = rustix::fs::getxattr(&file, "user.color", &mut value[..]).unwrap();
     assert_eq!(&value[..len], b"blue");
     ctl!("export", copy, out, "--keyfile", scratch.key()).refused(1, &["is not empty"]);
+    let inside = copy.join("out");
+    ctl!("export", copy, inside, "--keyfile", scratch.key()).refused(1, &["inside the volume"]);
+    assert!(!inside.exists());
 }
 
 trait JsonOk {

@@ -1,10 +1,9 @@
 //! Sending results: each reply kind takes either its value or an errno.
 
 use super::super::convert::{self, TTL, errno};
-use super::GENERATION;
 use crate::fs::{Attr, DirEntry, Fh, FsResult, Volume};
 use fuser::{
-    Errno, FileAttr, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    Errno, FileAttr, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr,
 };
@@ -55,7 +54,9 @@ pub fn done(reply: ReplyEmpty, result: FsResult<()>) {
 
 /// Sends a new or found object.
 pub fn answer_entry(reply: ReplyEntry, result: FsResult<Attr>) {
-    answer(reply, result, |reply, attr| reply.entry(&TTL, &convert::attr(&attr), GENERATION));
+    answer(reply, result, |reply, attr| {
+        reply.entry(&TTL, &convert::attr(&attr), Generation(attr.generation));
+    });
 }
 
 /// Sends an attribute value or list: its length if the caller offers no room, ERANGE if too little.
@@ -88,9 +89,10 @@ pub fn list(volume: &Volume, fh: Fh, offset: u64, mut reply: ReplyDirectory) {
 pub fn list_plus(volume: &Volume, fh: Fh, offset: u64, mut reply: ReplyDirectoryPlus) {
     let mut filled = false;
     let result = volume.readdir(fh, offset, true, &mut |next, entry, attr| {
+        let generation = Generation(attr.map_or(0, |attr| attr.generation));
         let attr = plus_attr(entry, attr);
         let name = OsStr::from_bytes(&entry.name);
-        let full = reply.add(attr.ino, next, name, &TTL, &attr, GENERATION);
+        let full = reply.add(attr.ino, next, name, &TTL, &attr, generation);
         filled |= !full;
         !full
     });

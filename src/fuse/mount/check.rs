@@ -162,7 +162,7 @@ mod tests {
         let options = MountOptions::default();
         let error = prepare(&place.root.join(source), &place.root.join(point), &options);
         let error = error.expect_err("refused");
-        assert_eq!(error.exit_code, super::super::EXIT_MOUNT_POINT);
+        assert_eq!(error.exit_code, crate::fs::volume::exit::MOUNT_POINT);
         error.message
     }
 

@@ -23,7 +23,7 @@ const NAMED_HOLDERS: usize = 5;
 pub fn top_at(point: &Path) -> Option<Entry> {
     let text = std::fs::read("/proc/self/mountinfo").ok()?;
     // Later lines cover earlier ones.
-    text.split(|&b| b == b'\n').filter_map(parse).filter(|entry| entry.point == point).last()
+    text.split(|&b| b == b'\n').filter_map(parse).rfind(|entry| entry.point == point)
 }
 
 /// `36 35 98:0 /root /point options optional... - type source superoptions`

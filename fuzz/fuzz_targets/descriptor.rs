@@ -1,0 +1,7 @@
+//! The volume descriptor parses strictly; see `properties.rs`.
+#![no_main]
+
+#[path = "../properties.rs"]
+mod properties;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::descriptor(data));
