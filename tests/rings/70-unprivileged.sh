@@ -91,16 +91,6 @@ check "its content" test "$(as cat "$MNT/inherited")" = "$(printf 'start\nfrom r
 check "root overwrites and syncs through it" inherit overwrite
 check "and maps it" inherit map
 check "and punches, allocates, copies" inherit punch
-sync_time() {
-    # What the kernel writes back later in a process of root must arrive, and so must its time.
-    as python3 -c "
-import os, sys
-os.utime(sys.argv[1], ns=(1, 1))
-with open(sys.argv[1], 'r+b', buffering=0) as f:
-    f.write(b'late')
-" "$MNT/inherited" && sync && [ "$(as stat -c %Y "$MNT/inherited")" -gt 1000000000 ]
-}
-check "a write-back by the kernel brings the time along" sync_time
 
 # ---- the others ------------------------------------------------------------------------------------
 if [ "$FS" = kmsfs ]; then
