@@ -4,10 +4,6 @@ use crate::fs::{Attr, Caller, FileKind, FsError, SetTime};
 use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// How long the kernel may trust names, missing names and attributes. The backing directory is
-/// ours alone, so nothing changes behind the kernel's back; a bound is kept all the same.
-pub const TTL: Duration = Duration::from_secs(3600);
-
 /// Preferred I/O size told to programs, and the unit of statfs, bytes.
 pub const BLKSIZE: u32 = 4096;
 

@@ -11,7 +11,7 @@
 mod reply;
 
 use super::control::{self, Control};
-use super::convert::{self, TTL, errno};
+use super::convert::{self, errno};
 use super::guard::{Hook, guarded};
 use super::init::{self, Wanted};
 use super::ops::Op;
@@ -62,15 +62,10 @@ pub struct Glue {
 }
 
 impl Glue {
-    /// Serves `volume` on `loops` event-loop threads; `control` answers status and sync.
-    pub fn new(
-        volume: Arc<Volume>,
-        control: Arc<Control>,
-        wanted: Wanted,
-        loops: usize,
-    ) -> io::Result<Self> {
+    /// Serves `volume`; `control` answers status and sync.
+    pub fn new(volume: Arc<Volume>, control: Arc<Control>, wanted: Wanted) -> io::Result<Self> {
         let committers = Pool::start("kmsfs-commit", COMMITTERS)?;
-        let (waiting, may_wait) = (AtomicUsize::new(0), loops / 2);
+        let (waiting, may_wait) = (AtomicUsize::new(0), wanted.threads / 2);
         Ok(Self { volume, control, wanted, committers, hook: None, waiting, may_wait })
     }
 
@@ -130,10 +125,18 @@ impl Filesystem for Glue {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run(Op::Lookup, || match self.volume.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => reply.entry(&TTL, &convert::attr(&found), Generation(found.generation)),
+            Ok(found) => reply.entry(
+                &self.wanted.cache_for,
+                &convert::attr(&found),
+                Generation(found.generation),
+            ),
             // Number 0 lets the kernel remember that the name is free.
             Err(e) if e.errno() == libc::ENOENT => {
-                reply.entry(&TTL, &convert::bare(0, crate::fs::FileKind::Regular), Generation(0));
+                reply.entry(
+                    &self.wanted.cache_for,
+                    &convert::bare(0, crate::fs::FileKind::Regular),
+                    Generation(0),
+                );
             }
             Err(e) => reply.error(errno(&e)),
         });
@@ -146,7 +149,9 @@ impl Filesystem for Glue {
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         self.run(Op::Getattr, || {
             let result = self.volume.getattr(ino.0, fh.map(|fh| fh.0));
-            answer(reply, result, |reply, attr| reply.attr(&TTL, &convert::attr(&attr)));
+            answer(reply, result, |reply, attr| {
+                reply.attr(&self.wanted.cache_for, &convert::attr(&attr))
+            });
         });
     }
 
@@ -179,7 +184,9 @@ impl Filesystem for Glue {
             };
             let who = convert::caller(req);
             let result = self.volume.setattr(who, ino.0, fh.map(|fh| fh.0), changes);
-            answer(reply, result, |reply, attr| reply.attr(&TTL, &convert::attr(&attr)));
+            answer(reply, result, |reply, attr| {
+                reply.attr(&self.wanted.cache_for, &convert::attr(&attr))
+            });
         });
     }
 
@@ -202,7 +209,11 @@ impl Filesystem for Glue {
         self.run(Op::Mknod, || {
             let (who, device) = (convert::caller(req), convert::device_number(rdev));
             let name = name.as_bytes();
-            answer_entry(reply, self.volume.mknod(who, parent.0, name, mode, umask, device));
+            answer_entry(
+                reply,
+                self.wanted.cache_for,
+                self.volume.mknod(who, parent.0, name, mode, umask, device),
+            );
         });
     }
 
@@ -217,7 +228,11 @@ impl Filesystem for Glue {
     ) {
         self.run(Op::Mkdir, || {
             let (who, mode) = (convert::caller(req), mode & PERMISSIONS);
-            answer_entry(reply, self.volume.mkdir(who, parent.0, name.as_bytes(), mode, umask));
+            answer_entry(
+                reply,
+                self.wanted.cache_for,
+                self.volume.mkdir(who, parent.0, name.as_bytes(), mode, umask),
+            );
         });
     }
 
@@ -240,7 +255,11 @@ impl Filesystem for Glue {
         self.run(Op::Symlink, || {
             let target = target.as_os_str().as_bytes();
             let who = convert::caller(req);
-            answer_entry(reply, self.volume.symlink(who, parent.0, name.as_bytes(), target));
+            answer_entry(
+                reply,
+                self.wanted.cache_for,
+                self.volume.symlink(who, parent.0, name.as_bytes(), target),
+            );
         });
     }
 
@@ -262,7 +281,11 @@ impl Filesystem for Glue {
 
     fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.run(Op::Link, || {
-            answer_entry(reply, self.volume.link(ino.0, parent.0, name.as_bytes()));
+            answer_entry(
+                reply,
+                self.wanted.cache_for,
+                self.volume.link(ino.0, parent.0, name.as_bytes()),
+            );
         });
     }
 
@@ -297,7 +320,13 @@ impl Filesystem for Glue {
             answer(reply, result, |reply, (attr, opened)| {
                 let flags = self.open_flags(&opened, flags);
                 let (shown, generation) = (convert::attr(&attr), Generation(attr.generation));
-                reply.created(&TTL, &shown, generation, FileHandle(opened.fh), flags);
+                reply.created(
+                    &self.wanted.cache_for,
+                    &shown,
+                    generation,
+                    FileHandle(opened.fh),
+                    flags,
+                );
             });
         });
     }
@@ -418,7 +447,9 @@ impl Filesystem for Glue {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.run(Op::Readdirplus, || reply::list_plus(&self.volume, fh.0, offset, reply));
+        self.run(Op::Readdirplus, || {
+            reply::list_plus(&self.volume, self.wanted.cache_for, fh.0, offset, reply)
+        });
     }
 
     fn releasedir(

@@ -10,6 +10,7 @@
 
 use fuser::{InitFlags, KernelConfig};
 use std::io;
+use std::time::Duration;
 
 /// Largest request, bytes; the kernel's own limit with 4 KiB pages.
 const MAX_WRITE: u32 = 1 << 20;
@@ -37,6 +38,10 @@ pub struct Wanted {
     pub writeback: bool,
     /// POSIX ACLs, and the umask applied here because a default ACL replaces it.
     pub acl: bool,
+    /// How long the kernel may keep names, attributes and the absence of names.
+    pub cache_for: Duration,
+    /// Event-loop threads.
+    pub threads: usize,
 }
 
 /// Sets sizes and flags. Fails when an option needs a flag that this kernel does not have.

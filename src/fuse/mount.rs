@@ -48,6 +48,11 @@ pub struct MountOptions {
     pub acl: bool,
     /// The kernel collects writes.
     pub writeback: bool,
+    /// Event-loop threads; `None` = one per processor, 4 to 16.
+    pub threads: Option<usize>,
+    /// Seconds for which the kernel keeps names and attributes. All changes come through the mount,
+    /// so they do not go stale.
+    pub cache_secs: u32,
 }
 
 impl Default for MountOptions {
@@ -62,6 +67,8 @@ impl Default for MountOptions {
             atime: Atime::default(),
             acl: false,
             writeback: true,
+            threads: None,
+            cache_secs: 3600,
         }
     }
 }

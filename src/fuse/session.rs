@@ -23,6 +23,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 /// What to mount, where and how.
 pub struct Config {
@@ -170,7 +171,13 @@ impl Running {
             read_only: options.read_only,
             aead: config.aead,
         }));
-        let wanted = Wanted { writeback: options.writeback, acl: options.acl };
+        let threads = options.threads.unwrap_or_else(lifetime::loop_threads);
+        let wanted = Wanted {
+            writeback: options.writeback,
+            acl: options.acl,
+            cache_for: Duration::from_secs(options.cache_secs.into()),
+            threads,
+        };
         let mut glue = Glue::new(Arc::clone(&volume), Arc::clone(&control), wanted)
             .map_err(|e| SessionError::other("cannot start threads", &e))?;
         if let Some(hook) = &config.hook {
@@ -180,7 +187,7 @@ impl Running {
         let signals = lifetime::watch_signals(sender.clone())
             .map_err(|e| SessionError::other("cannot watch signals", &e))?;
         let (connection, mount) = mount::mount(config.source.as_os_str(), point, options)?;
-        let started = start_session(glue, connection, &control)
+        let started = start_session(glue, connection, &control, threads)
             .and_then(|session| lifetime::start_loops(session, sender));
         if let Err(e) = started {
             abandon(&mount);
@@ -253,9 +260,10 @@ fn start_session(
     glue: Glue,
     connection: std::os::fd::OwnedFd,
     control: &Control,
+    threads: usize,
 ) -> io::Result<fuser::Session<Glue>> {
     let mut transport = fuser::Config::default();
-    transport.n_threads = Some(lifetime::loop_threads());
+    transport.n_threads = Some(threads);
     // The kernel itself keeps other users out; the transport's own filter would also refuse what
     // the kernel asks for in its own name.
     let everyone = fuser::SessionACL::All;

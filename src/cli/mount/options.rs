@@ -5,6 +5,7 @@
 
 use crate::fs::volume::Atime;
 use crate::fuse::MountOptions;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Everything that can be said with `-o`.
@@ -42,7 +43,7 @@ const IGNORED: [&str; 13] = [
 /// The words for error messages.
 const KNOWN: &str = "ro, rw, allow_other, acl, nonempty, writeback=yes|no, noatime, relatime, \
     strictatime, dev, nodev, suid, nosuid, exec, noexec, passphrase-file=FILE, keyfile=FILE, \
-    identity=FILE, expect-volume=ID";
+    identity=FILE, expect-volume=ID, threads=N, cache-timeout=SECONDS";
 
 impl Words {
     /// Adds a list `word[,word...]`; a comma within a value is written `\,`.
@@ -69,6 +70,8 @@ impl Words {
             "identity" => self.identity = path()?,
             "expect-volume" => self.expect_volume = Some(volume_id(value)?),
             "writeback" => self.mount.writeback = yes_or_no(name, value)?,
+            "threads" => self.mount.threads = Some(number(name, value, 1..=64)? as usize),
+            "cache-timeout" => self.mount.cache_secs = number(name, value, 0..=86_400)?,
             "comment" => {}
             _ if name.starts_with("x-") || name.starts_with("X-") => {}
             _ => return Err(unknown(word)),
@@ -118,6 +121,13 @@ fn yes_or_no(name: &str, value: &str) -> Result<bool, String> {
     }
 }
 
+fn number(name: &str, value: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
+    let number = value.parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| {
+        format!("-o {name} is a number from {} to {}, not {value:?}", range.start(), range.end())
+    })
+}
+
 /// 32 hexadecimal digits; hyphens between them are ignored.
 pub fn volume_id(text: &str) -> Result<[u8; 16], String> {
     let digits: String = text.chars().filter(|&c| c != '-').collect();
@@ -161,7 +171,8 @@ mod tests {
 
     #[test]
     fn every_flag_does_what_it_says() {
-        let all = "ro,allow_other,acl,nonempty,writeback=no,noatime,dev,suid,noexec";
+        let all = "ro,allow_other,acl,nonempty,writeback=no,noatime,dev,suid,noexec,\
+                   threads=8,cache-timeout=60";
         let expected = MountOptions {
             read_only: true,
             allow_other: true,
@@ -172,6 +183,8 @@ mod tests {
             atime: Atime::Noatime,
             acl: true,
             writeback: false,
+            threads: Some(8),
+            cache_secs: 60,
         };
         assert_eq!(words(all).unwrap().mount, expected);
     }
@@ -198,7 +211,16 @@ mod tests {
 
     #[test]
     fn unknown_words_are_told_with_the_known_ones() {
-        for list in ["foo", "allow_root", "writeback=maybe", "keyfile=", "keyfile", "foo=bar"] {
+        for list in [
+            "foo",
+            "allow_root",
+            "writeback=maybe",
+            "threads=0",
+            "cache-timeout=x",
+            "keyfile=",
+            "keyfile",
+            "foo=bar",
+        ] {
             assert!(words(list).is_err(), "{list}");
         }
         let sentence = words("ro,alow_other").unwrap_err();

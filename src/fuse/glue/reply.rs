@@ -1,6 +1,6 @@
 //! Sending results: each reply kind takes either its value or an errno.
 
-use super::super::convert::{self, TTL, errno};
+use super::super::convert::{self, errno};
 use crate::fs::{Attr, DirEntry, Fh, FsResult, Volume};
 use fuser::{
     Errno, FileAttr, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -9,6 +9,7 @@ use fuser::{
 };
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 /// A reply that can say no.
 pub trait Refuse {
@@ -53,9 +54,9 @@ pub fn done(reply: ReplyEmpty, result: FsResult<()>) {
 }
 
 /// Sends a new or found object.
-pub fn answer_entry(reply: ReplyEntry, result: FsResult<Attr>) {
+pub fn answer_entry(reply: ReplyEntry, ttl: Duration, result: FsResult<Attr>) {
     answer(reply, result, |reply, attr| {
-        reply.entry(&TTL, &convert::attr(&attr), Generation(attr.generation));
+        reply.entry(&ttl, &convert::attr(&attr), Generation(attr.generation));
     });
 }
 
@@ -86,13 +87,19 @@ pub fn list(volume: &Volume, fh: Fh, offset: u64, mut reply: ReplyDirectory) {
 
 /// Fills one directory page with attributes; each entry but `.` and `..` counts as a lookup, so a
 /// page that has entries must be sent even when a later one fails.
-pub fn list_plus(volume: &Volume, fh: Fh, offset: u64, mut reply: ReplyDirectoryPlus) {
+pub fn list_plus(
+    volume: &Volume,
+    ttl: Duration,
+    fh: Fh,
+    offset: u64,
+    mut reply: ReplyDirectoryPlus,
+) {
     let mut filled = false;
     let result = volume.readdir(fh, offset, true, &mut |next, entry, attr| {
         let generation = Generation(attr.map_or(0, |attr| attr.generation));
         let attr = plus_attr(entry, attr);
         let name = OsStr::from_bytes(&entry.name);
-        let full = reply.add(attr.ino, next, name, &TTL, &attr, generation);
+        let full = reply.add(attr.ino, next, name, &ttl, &attr, generation);
         filled |= !full;
         !full
     });
