@@ -295,3 +295,22 @@ fn root_writes_through_a_descriptor_an_ordinary_user_opened() {
     assert_eq!(m.shell("tail -n 1 f"), "four\n");
     assert_ne!(m.shell("stat -c %Y f"), "1000000000\n", "the flushed time was accepted");
 }
+
+#[test]
+fn a_busy_mount_saves_everything_before_it_is_killed() {
+    let m = Mounted::new("");
+    let mut file = File::create(m.at("open")).unwrap();
+    file.write_all(&[7; 5000]).unwrap();
+    let daemon = rustix::process::Pid::from_raw(m.daemon()).unwrap();
+    rustix::process::kill_process(daemon, Signal::TERM).unwrap();
+    // The daemon handles signals one after the other: once status shows its commit, the file is safe.
+    let backing =
+        || fs::read_dir(m.source()).unwrap().map(|e| e.unwrap().metadata().unwrap().len());
+    while !backing().any(|len| len == 4096 + 5000) {
+        std::thread::yield_now();
+    }
+    m.kill();
+    drop(file);
+    m.mount();
+    assert_eq!(fs::read(m.at("open")).unwrap(), [7; 5000]);
+}

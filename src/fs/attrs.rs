@@ -9,7 +9,7 @@ use super::attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime};
 use super::backing;
 use super::dirs::{DirHandle, Loc};
 use super::error::{FsError, FsResult};
-use super::files::{NOW, OMIT};
+use super::files::{NOW, OMIT, SET_ID};
 use super::inode::Inode;
 use super::names::{LONG_LINK, target_len};
 use super::volume::{Fh, Volume};
@@ -54,7 +54,7 @@ impl Volume {
     ) -> FsResult<Attr> {
         let mut attr = Attr::from_stat(st, inode.ino, inode.kind);
         attr.generation = inode.generation.load(Ordering::Relaxed);
-        inode.set_id.fetch_or(attr.perm & 0o6000 != 0, Ordering::Relaxed);
+        inode.set_id.lock().get_or_insert(u32::from(attr.perm) & SET_ID);
         match inode.kind {
             FileKind::Regular => self.fill_regular(inode, &mut attr, place)?,
             FileKind::Symlink => attr.size = self.link_len(attr.size, place)?,
@@ -154,6 +154,9 @@ impl Volume {
     }
 
     fn set_owner(&self, inode: &Inode, uid: Option<u32>, gid: Option<u32>) -> FsResult<()> {
+        // The backing drops set-id bits with it; the next look finds out which.
+        let mut set_id = inode.set_id.lock();
+        *set_id = None;
         self.at(inode, |loc| match loc {
             Loc::At(dir, entry) => Ok(backing::chown_at(dir, entry, uid, gid)?),
             Loc::Fd(fd) => Ok(backing::chown_at(fd, b"", uid, gid)?),
@@ -164,7 +167,8 @@ impl Volume {
         if inode.kind == FileKind::Symlink {
             return Err(FsError::Errno(libc::EOPNOTSUPP));
         }
-        inode.set_id.fetch_or(mode & 0o6000 != 0, Ordering::Relaxed);
+        let mut set_id = inode.set_id.lock();
+        *set_id = Some(mode & SET_ID);
         let mode = Mode::from_raw_mode(mode & 0o7777);
         if let Some(storage) = inode.file.lock().storage.clone() {
             return Ok(rustix::fs::fchmod(&storage.0, mode)?);

@@ -111,7 +111,7 @@ impl Volume {
             flags | OFlags::NOATIME,
             Mode::from_raw_mode(mode),
         )?;
-        let st = self.settle(who, slot, mode, rustix::fs::fstat(&fd)?)?;
+        let st = self.settle_or_remove(who, slot, mode, rustix::fs::fstat(&fd)?)?;
         Ok((std::fs::File::from(fd), st))
     }
 
@@ -119,6 +119,13 @@ impl Volume {
     fn creation_mode(&self, slot: &Slot, mode: u32, umask: u32) -> u32 {
         let mode = mode & 0o7777;
         if !self.flags.acl || self.has_default_acl(&slot.dir) { mode } else { mode & !umask }
+    }
+
+    /// An object that cannot be made as asked must not stay. (A directory is its maker's to remove.)
+    fn settle_or_remove(&self, who: Caller, slot: &Slot, mode: u32, st: Stat) -> FsResult<Stat> {
+        self.settle(who, slot, mode, st).inspect_err(|_| {
+            let _ = backing::unlink_if_there(&slot.dir, &slot.entry.backing);
+        })
     }
 
     /// Gives a new object to its creator and restores the mode bits that this takes away.
@@ -148,7 +155,7 @@ impl Volume {
 
     fn finish(&self, who: Caller, slot: &Slot, mode: u32) -> FsResult<Attr> {
         let st = backing::stat_at(&slot.dir, &slot.entry.backing)?;
-        let st = self.settle(who, slot, mode, st)?;
+        let st = self.settle_or_remove(who, slot, mode, st)?;
         self.admit(slot, &st)
     }
 

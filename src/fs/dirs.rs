@@ -89,7 +89,8 @@ impl Volume {
         self.table.get(ino).ok_or(FsError::Errno(libc::ESTALE))
     }
 
-    /// Runs `act` on where the object is; once more if it moved meanwhile.
+    /// Runs `act` on where the object is. No rename happens meanwhile; what else may have moved it
+    /// (a removal, which pins it first) is followed by trying again.
     pub(super) fn at<T>(
         &self,
         inode: &Inode,
@@ -97,18 +98,13 @@ impl Volume {
     ) -> FsResult<T> {
         let mut last = FsError::Errno(libc::ESTALE);
         for _ in 0..TRIES {
+            let _still = self.moves.read();
             match self.locate(inode).and_then(|loc| act(&loc)) {
                 Err(FsError::Errno(errno)) if has_moved(errno) => last = FsError::Errno(errno),
                 other => return other,
             }
-            self.wait_for_moves();
         }
         Err(last)
-    }
-
-    /// Returns once no rename is between its system call and the places it changes.
-    fn wait_for_moves(&self) {
-        drop(self.moves.read());
     }
 
     pub(super) fn locate(&self, inode: &Inode) -> FsResult<Loc> {
@@ -128,21 +124,25 @@ impl Volume {
     /// A descriptor of a directory inode, from the cache or by walking down from the nearest
     /// cached ancestor.
     pub(super) fn dir_handle(&self, dir: &Arc<Inode>) -> FsResult<Arc<DirHandle>> {
+        if let Some(handle) = self.dirs.get(dir.ino) {
+            return Ok(handle);
+        }
         let mut last = FsError::Errno(libc::ESTALE);
         for _ in 0..TRIES {
+            // Recursive, because `at` holds it already.
+            let _still = self.moves.read_recursive();
             match self.walk_to(dir) {
-                Err(FsError::Errno(errno)) if has_moved(errno) => last = FsError::Errno(errno),
+                // Not ENOENT: an entry of this directory must not count as absent.
+                Err(FsError::Errno(errno)) if has_moved(errno) => {
+                    last = FsError::Errno(libc::ESTALE);
+                }
                 other => return other,
             }
-            self.wait_for_moves();
         }
         Err(last)
     }
 
     fn walk_to(&self, dir: &Arc<Inode>) -> FsResult<Arc<DirHandle>> {
-        if let Some(handle) = self.dirs.get(dir.ino) {
-            return Ok(handle);
-        }
         // Climb without recursion: a path may be thousands of directories deep.
         let mut missing = vec![dir.clone()];
         let mut handle = loop {
@@ -155,6 +155,9 @@ impl Volume {
             let parent = place.ok_or(FsError::Errno(libc::ESTALE))?.parent;
             if let Some(found) = self.dirs.get(parent.ino) {
                 break found;
+            }
+            if missing.len() >= DEPTH_MAX {
+                return Err(FsError::Errno(libc::ELOOP));
             }
             missing.push(parent);
         };
@@ -352,7 +355,7 @@ impl Volume {
     pub(super) fn plain_path(&self, inode: &Inode) -> String {
         let mut parts: Vec<String> = Vec::new();
         let mut at = inode.names.lock().places.last().cloned();
-        while let Some(place) = at {
+        while let Some(place) = at.filter(|_| parts.len() < DEPTH_MAX) {
             let name = self
                 .dir_handle(&place.parent)
                 .and_then(|h| Ok((self.dir_id(&place.parent, &h)?, h)))
@@ -379,6 +382,10 @@ impl Volume {
         Ok((self.show_ino(st.st_ino), kind))
     }
 }
+
+/// Deepest path walked; only directories that somebody moved below each other behind our back are
+/// deeper.
+pub(super) const DEPTH_MAX: usize = 1 << 16;
 
 /// Attempts to reach an object that renames keep moving.
 const TRIES: usize = 4;

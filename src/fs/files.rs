@@ -234,15 +234,17 @@ impl Volume {
         inode: &Inode,
         act: impl FnOnce() -> Result<T, StoreError>,
     ) -> FsResult<T> {
-        let storage = (self.euid != 0 && inode.set_id.load(Ordering::Relaxed))
-            .then(|| inode.file.lock().storage.clone())
-            .flatten();
-        let before = storage.as_ref().and_then(|s| rustix::fs::fstat(&s.0).ok());
         let result = act().map_err(|e| self.note(inode, e.into()));
-        if let (Some(storage), Some(before)) = (storage, before)
-            && before.st_mode & 0o6000 != 0
-        {
-            rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(before.st_mode & 0o7777))?;
+        if self.euid == 0 {
+            return result;
+        }
+        let set_id = inode.set_id.lock();
+        let storage = inode.file.lock().storage.clone();
+        if let (Some(due @ 1..), Some(storage)) = (*set_id, storage) {
+            let now = rustix::fs::fstat(&storage.0)?.st_mode & 0o7777;
+            if now & SET_ID != due {
+                rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(now & !SET_ID | due))?;
+            }
         }
         result
     }
@@ -322,12 +324,14 @@ impl Volume {
 
     /// Clears the set-id bits that a change of content must not leave.
     pub(super) fn drop_set_id(&self, inode: &Inode) -> FsResult<()> {
+        let mut set_id = inode.set_id.lock();
         let Some(storage) = inode.file.lock().storage.clone() else { return Ok(()) };
         let mode = rustix::fs::fstat(&storage.0)?.st_mode & 0o7777;
         // S_ISGID without group execute is a lock mode, not a privilege.
         let kill = if mode & 0o2010 == 0o2010 { 0o6000 } else { 0o4000 };
         if mode & kill != 0 {
             rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & !kill))?;
+            *set_id = Some(mode & !kill & SET_ID);
             self.stale_modes.lock().push(inode.ino);
         }
         Ok(())
@@ -477,6 +481,8 @@ impl Volume {
     }
 }
 
+/// Set-user-ID and set-group-ID.
+pub(super) const SET_ID: u32 = 0o6000;
 pub(super) const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW as _ };
 pub(super) const OMIT: Timespec = Timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT as _ };
 

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -73,8 +73,8 @@ pub struct Inode {
     pub kind: FileKind,
     /// Bumped when the kernel must drop what it cached.
     pub generation: AtomicU64,
-    /// Set-id bits have been seen on it.
-    pub set_id: AtomicBool,
+    /// Set-id bits as last seen or set; held while they change.
+    pub set_id: Mutex<Option<u32>>,
     lookups: AtomicU64,
     /// Places.
     pub names: Mutex<Names>,
@@ -90,7 +90,7 @@ impl Inode {
             ino,
             kind,
             generation: AtomicU64::new(0),
-            set_id: AtomicBool::new(false),
+            set_id: Mutex::default(),
             lookups: AtomicU64::new(0),
             names: Mutex::default(),
             opening: Mutex::new(()),
@@ -101,6 +101,10 @@ impl Inode {
     /// Adds a place unless it is known; an object with a place again needs no pin.
     pub fn add_place(&self, parent: &Arc<Inode>, entry: &[u8]) {
         let mut names = self.names.lock();
+        if self.kind == FileKind::Directory {
+            // A directory has one place. Were it to keep a stale one, places could form a ring.
+            names.places.retain(|p| p.entry.as_ref() == entry && Arc::ptr_eq(&p.parent, parent));
+        }
         let known = names
             .places
             .iter()

@@ -255,6 +255,8 @@ impl Volume {
             if let Err(error) = self.commit_inode(&inode) {
                 first = first.and(Err(error));
             }
+            // Its last close may have left it to us.
+            self.table.prune(inode);
         }
         if flush && self.writable() {
             rustix::fs::syncfs(&self.root)?;
@@ -297,7 +299,7 @@ impl Volume {
     pub(super) fn backing_path_of(&self, inode: &Inode) -> PathBuf {
         let mut parts = Vec::new();
         let mut at = inode.names.lock().places.last().cloned();
-        while let Some(place) = at {
+        while let Some(place) = at.filter(|_| parts.len() < super::dirs::DEPTH_MAX) {
             parts.push(super::dirs::lossy(&place.entry));
             at = place.parent.names.lock().places.last().cloned();
         }

@@ -156,10 +156,12 @@ impl Volume {
             let st = loc.stat()?;
             // A process outside the file's group must not keep its set-group-id bit; without
             // SETXATTR_EXT the kernel cannot tell us, so only the file's own group is believed.
+            let mut set_id = inode.set_id.lock();
             let stranger = who.uid != 0 && who.gid != st.st_gid;
             if name == ACL_ACCESS && st.st_mode & 0o2000 != 0 && stranger {
                 let mode = rustix::fs::Mode::from_raw_mode(st.st_mode & 0o5777);
                 rustix::fs::chmod(backing::proc_path(&loc.pin()?), mode)?;
+                *set_id = Some(st.st_mode & 0o4000);
             }
             Ok(())
         })

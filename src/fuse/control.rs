@@ -146,8 +146,9 @@ impl Control {
         })
     }
 
-    /// Makes the kernel hand over its dirty pages, then commits and flushes everything.
-    fn sync(&self, volume: &Volume) -> FsResult<()> {
+    /// Makes the kernel hand over its dirty pages, then commits and flushes everything. Not for an
+    /// event-loop thread.
+    pub fn sync(&self, volume: &Volume) -> FsResult<()> {
         let inodes: Vec<u64> = self.writers.lock().keys().copied().collect();
         inodes.into_iter().for_each(|ino| self.write_back(ino));
         volume.commit_all(true)

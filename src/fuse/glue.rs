@@ -303,6 +303,7 @@ impl Filesystem for Glue {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.run(Op::Open, || {
             let result = self.volume.open_file(convert::caller(req), ino.0, flags.0);
+            self.refresh_modes();
             if result.is_ok() && writes(flags.0) {
                 self.control.writer_opened(ino.0);
             }

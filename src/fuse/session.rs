@@ -126,6 +126,7 @@ fn daemon_main(
 /// A mount that answers.
 struct Running {
     volume: Arc<Volume>,
+    control: Arc<Control>,
     mount: Mount,
     events: Receiver<Event>,
     signals: signal_hook::iterator::Handle,
@@ -195,7 +196,7 @@ impl Running {
         }
         lifetime::wait_for_answer(&mount);
         mount.raise_read_ahead();
-        Ok(Self { volume, mount, events, signals })
+        Ok(Self { volume, control, mount, events, signals })
     }
 
     /// Serves until the kernel has let go, then closes the volume.
@@ -206,7 +207,12 @@ impl Running {
             log::error!("cannot start the commit thread: {e}");
             abandon(&self.mount);
         }
-        let ended = lifetime::wait(&self.events, &self.mount);
+        let save = || {
+            if let Err(e) = self.control.sync(&self.volume) {
+                log::error!("not everything could be written: {e}");
+            }
+        };
+        let ended = lifetime::wait(&self.events, &self.mount, save);
         notify::stopping();
         self.signals.close();
         drop(committer);

@@ -59,13 +59,16 @@ pub fn wait_for_answer(mount: &Mount) {
     }
 }
 
-/// Waits until the kernel has let go of the mount; signals ask it to.
-pub fn wait(events: &Receiver<Event>, mount: &Mount) -> io::Result<()> {
+/// Waits until the kernel has let go of the mount; signals ask it to. `save` is called while
+/// programs keep the mount busy: whoever signals may kill next.
+pub fn wait(events: &Receiver<Event>, mount: &Mount, save: impl Fn()) -> io::Result<()> {
     let mut asked = false;
     loop {
         match events.recv() {
             Ok(Event::Signal) => {
-                leave(mount, asked);
+                if !leave(mount, asked) {
+                    save();
+                }
                 asked = true;
             }
             Ok(Event::Ended(result)) => return result,
@@ -75,15 +78,16 @@ pub fn wait(events: &Receiver<Event>, mount: &Mount) -> io::Result<()> {
 }
 
 /// Asks the kernel to let go: politely first, then whatever programs still do. Detached programs
-/// keep what they have open and are served until they close it.
-fn leave(mount: &Mount, detach: bool) {
+/// keep what they have open and are served until they close it. True if it let go.
+fn leave(mount: &Mount, detach: bool) -> bool {
     match mount.unmount(detach) {
-        Ok(()) => {}
+        Ok(()) => return true,
         Err(e @ UnmountError::Busy(..)) => {
             log::error!("{e}; still serving, a second signal detaches the mount");
         }
         Err(e) => log::error!("{e}; still serving"),
     }
+    false
 }
 
 /// The periodic commit; dropping it ends its thread.
