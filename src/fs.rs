@@ -22,4 +22,4 @@ mod xattr;
 
 pub use attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
 pub use error::{FsError, FsResult};
-pub use volume::{Access, Atime, DirEntry, Fh, MountFlags, OpenError, Opened, Volume};
+pub use volume::{Access, Atime, DirEntry, Fh, MountFlags, OpenError, Opened, Volume, WriteHow};

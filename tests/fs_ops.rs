@@ -4,7 +4,7 @@
 mod volume;
 
 use kmsfs::format::descriptor::NameMode;
-use kmsfs::fs::{Access, SetAttr, SetTime};
+use kmsfs::fs::{Access, SetAttr, SetTime, WriteHow};
 use volume::{Bench, ROOT, errno, me};
 
 /// All regular files of a backing directory.
@@ -175,9 +175,9 @@ fn handles_outlive_their_names() {
     let bench = Bench::new(NameMode::Encrypted);
     let tree = bench.tree();
     let (ino, fh) = tree.create("f");
-    tree.volume.write(fh, 0, b"before", false).unwrap();
+    tree.volume.write(fh, 0, b"before", WriteHow::Direct).unwrap();
     tree.volume.unlink(ROOT, b"f").unwrap();
-    tree.volume.write(fh, 6, b" after", false).unwrap();
+    tree.volume.write(fh, 6, b" after", WriteHow::Direct).unwrap();
     tree.volume.fsync(fh).unwrap();
     let attr = tree.volume.getattr(ino, Some(fh)).unwrap();
     assert_eq!((attr.nlink, attr.size), (0, 12));
@@ -351,7 +351,7 @@ fn reading_only_changes_nothing_and_says_so() {
     let tree = bench.open(Access::ReadOnly);
     assert_eq!(tree.get("f"), b"data");
     let ino = tree.ino("f");
-    assert_eq!(errno(tree.volume.open_file(ino, libc::O_WRONLY)), libc::EROFS);
+    assert_eq!(errno(tree.volume.open_file(me(), ino, libc::O_WRONLY)), libc::EROFS);
     assert_eq!(errno(tree.volume.unlink(ROOT, b"f")), libc::EROFS);
     assert_eq!(errno(tree.volume.mkdir(me(), ROOT, b"d", 0o755, 0)), libc::EROFS);
     let changes = SetAttr { size: Some(0), ..SetAttr::default() };
@@ -426,7 +426,7 @@ fn a_length_that_lies_makes_the_kernel_look_again() {
     let tree = bench.tree();
     let first = tree.attr("f");
     assert_eq!(first.size, 9000);
-    assert_eq!(errno(tree.volume.open_file(first.ino, libc::O_RDONLY)), libc::ESTALE);
+    assert_eq!(errno(tree.volume.open_file(me(), first.ino, libc::O_RDONLY)), libc::ESTALE);
     let second = tree.attr("f");
     assert_eq!(second.size, 5000);
     assert_ne!(second.generation, first.generation);
@@ -450,7 +450,7 @@ fn damage_is_an_error_of_one_file_only() {
     bytes[4096 + 5000] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let tree = bench.tree();
-    let opened = tree.volume.open_file(tree.ino("bad"), libc::O_RDONLY).unwrap();
+    let opened = tree.volume.open_file(me(), tree.ino("bad"), libc::O_RDONLY).unwrap();
     let mut buf = [0; 4096];
     assert_eq!(tree.volume.read(opened.fh, 0, &mut buf).unwrap(), 4096);
     assert_eq!(errno(tree.volume.read(opened.fh, 4096, &mut buf)), libc::EIO);
@@ -500,7 +500,7 @@ fn mtime_is_the_callers_even_when_data_is_committed_later() {
     let bench = Bench::new(NameMode::Encrypted);
     let tree = bench.tree();
     let (ino, fh) = tree.create("f");
-    tree.volume.write(fh, 0, b"data", false).unwrap();
+    tree.volume.write(fh, 0, b"data", WriteHow::Direct).unwrap();
     let changes = SetAttr { mtime: Some(SetTime::At((1_000_000, 42))), ..SetAttr::default() };
     tree.volume.setattr(me(), ino, Some(fh), changes).unwrap();
     tree.volume.flush(fh).unwrap();

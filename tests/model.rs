@@ -8,7 +8,7 @@ mod volume;
 use std::collections::BTreeMap;
 
 use kmsfs::format::descriptor::NameMode;
-use kmsfs::fs::{Fh, Ino, SetAttr};
+use kmsfs::fs::{Fh, Ino, SetAttr, WriteHow};
 use volume::{Bench, ROOT, Tree, errno, me};
 
 /// xorshift64*: reproducible by its seed.
@@ -128,7 +128,7 @@ impl Run {
         };
         let ino = tree.ino(&name);
         let flags = libc::O_RDWR | if truncate { libc::O_TRUNC } else { 0 };
-        let opened = tree.volume.open_file(ino, flags).unwrap();
+        let opened = tree.volume.open_file(me(), ino, flags).unwrap();
         if truncate {
             self.model.files[file].clear();
         }
@@ -190,7 +190,7 @@ impl Run {
         let (offset, len, byte) = (self.rng.offset(), self.rng.len(), self.rng.next() as u8);
         self.log.push(format!("write {file} {offset} {len}"));
         let data: Vec<u8> = (0..len).map(|i| byte.wrapping_add(i as u8)).collect();
-        tree.volume.write(fh, offset, &data, false).unwrap();
+        tree.volume.write(fh, offset, &data, WriteHow::Direct).unwrap();
         let content = &mut self.model.files[file];
         let end = (offset + len) as usize;
         if len > 0 && content.len() < end {
@@ -216,7 +216,7 @@ impl Run {
         let (offset, len) = (self.rng.offset(), self.rng.len() + 1);
         self.log.push(format!("punch {file} {offset} {len}"));
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        tree.volume.fallocate(fh, offset, len, mode).unwrap();
+        tree.volume.fallocate(me(), fh, offset, len, mode).unwrap();
         let content = &mut self.model.files[file];
         let end = content.len().min((offset + len) as usize);
         if (offset as usize) < end {
@@ -230,7 +230,7 @@ impl Run {
         let zero = self.rng.below(2) == 0;
         self.log.push(format!("allocate {file} {offset} {len} zero {zero}"));
         let mode = if zero { libc::FALLOC_FL_ZERO_RANGE } else { 0 };
-        tree.volume.fallocate(fh, offset, len, mode).unwrap();
+        tree.volume.fallocate(me(), fh, offset, len, mode).unwrap();
         let content = &mut self.model.files[file];
         let end = (offset + len) as usize;
         if content.len() < end {
@@ -248,7 +248,7 @@ impl Run {
         }
         let (at, to_at, len) = (self.rng.offset(), self.rng.offset(), self.rng.len());
         self.log.push(format!("copy {} {at} to {} {to_at} len {len}", from.2, to.2));
-        let n = tree.volume.copy_file_range(from.0, at, to.0, to_at, len).unwrap();
+        let n = tree.volume.copy_file_range(me(), from.0, at, to.0, to_at, len).unwrap();
         let source = &self.model.files[from.2];
         let end = source.len().min((at + len) as usize);
         let part = source.get(at as usize..end).unwrap_or(&[]).to_vec();

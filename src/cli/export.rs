@@ -103,15 +103,14 @@ enum Step {
 pub fn run(args: ExportArgs) -> anyhow::Result<()> {
     let volume = reader::open(&args.dir, &args.keys.unlock_options())?;
     prepare(&args.out, volume.source())?;
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
+    let who = Caller::this_process();
     let mut export = Export {
         volume: &volume,
         progress: Progress::new("exported", args.json),
         report: Report::default(),
         links: HashMap::new(),
-        is_root: uid == 0,
-        who: Caller { uid, gid, pid: std::process::id() },
+        is_root: who.uid == 0,
+        who,
         json: args.json,
         damaged: false,
     };

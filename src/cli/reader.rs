@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::fs::attr::ROOT;
 use crate::fs::{
-    Access, Atime, Attr, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume,
+    Access, Atime, Attr, Caller, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume,
 };
 use crate::keys::UnlockOptions;
 
@@ -109,7 +109,7 @@ pub struct OpenFile<'a> {
 impl<'a> OpenFile<'a> {
     /// Opens for reading.
     pub fn open(volume: &'a Volume, ino: Ino) -> FsResult<Self> {
-        let open = || volume.open_file(ino, libc::O_RDONLY);
+        let open = || volume.open_file(Caller::this_process(), ino, libc::O_RDONLY);
         let opened = match open() {
             // The size shown so far was not the authenticated one; we have not used it yet.
             Err(FsError::Errno(libc::ESTALE)) => open()?,

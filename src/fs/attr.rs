@@ -97,6 +97,17 @@ pub struct Caller {
     pub pid: u32,
 }
 
+impl Caller {
+    /// Ourselves.
+    pub fn this_process() -> Caller {
+        Caller {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            pid: std::process::id(),
+        }
+    }
+}
+
 /// A time to set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetTime {

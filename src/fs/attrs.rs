@@ -54,6 +54,7 @@ impl Volume {
     ) -> FsResult<Attr> {
         let mut attr = Attr::from_stat(st, inode.ino, inode.kind);
         attr.generation = inode.generation.load(Ordering::Relaxed);
+        inode.set_id.fetch_or(attr.perm & 0o6000 != 0, Ordering::Relaxed);
         match inode.kind {
             FileKind::Regular => self.fill_regular(inode, &mut attr, place)?,
             FileKind::Symlink => attr.size = self.link_len(attr.size, place)?,
@@ -124,13 +125,13 @@ impl Volume {
         self.require_writable()?;
         let inode = self.inode(ino)?;
         if let Some(size) = changes.size {
-            self.set_size(&inode, size)?;
+            self.set_size(who, &inode, size)?;
         }
         if changes.uid.is_some() || changes.gid.is_some() {
             self.set_owner(&inode, changes.uid, changes.gid)?;
         }
         if let Some(mode) = changes.mode {
-            self.set_mode(who, &inode, mode)?;
+            self.set_mode(&inode, mode)?;
         }
         if changes.atime.is_some() || changes.mtime.is_some() {
             self.set_times(&inode, changes.atime, changes.mtime)?;
@@ -138,14 +139,14 @@ impl Volume {
         self.getattr(ino, fh)
     }
 
-    fn set_size(&self, inode: &Arc<Inode>, size: u64) -> FsResult<()> {
+    fn set_size(&self, who: Caller, inode: &Arc<Inode>, size: u64) -> FsResult<()> {
         match inode.kind {
             FileKind::Regular => {}
             FileKind::Directory => return Err(FsError::Errno(libc::EISDIR)),
             _ => return Err(FsError::Errno(libc::EINVAL)),
         }
         self.hold_content(inode, true)?;
-        let done = self.truncate_held(inode, size);
+        let done = self.truncate_held(who, inode, size);
         self.drop_content(inode);
         done
     }
@@ -157,10 +158,11 @@ impl Volume {
         })
     }
 
-    fn set_mode(&self, _who: Caller, inode: &Inode, mode: u32) -> FsResult<()> {
+    fn set_mode(&self, inode: &Inode, mode: u32) -> FsResult<()> {
         if inode.kind == FileKind::Symlink {
             return Err(FsError::Errno(libc::EOPNOTSUPP));
         }
+        inode.set_id.fetch_or(mode & 0o6000 != 0, Ordering::Relaxed);
         let mode = Mode::from_raw_mode(mode & 0o7777);
         if let Some(storage) = inode.file.lock().storage.clone() {
             return Ok(rustix::fs::fchmod(&storage.0, mode)?);
@@ -176,6 +178,12 @@ impl Volume {
         mtime: Option<SetTime>,
     ) -> FsResult<()> {
         let mut mtime = mtime;
+        if let Some(time) = mtime
+            && self.flags.writeback
+        {
+            let mut file = inode.file.lock();
+            file.kernel_mtime = (file.handles > 0).then(|| absolute(time));
+        }
         // Content still to be committed would overwrite the backing's mtime: the commit sets it.
         if let (Some(time), Some(content)) = (mtime, inode.content())
             && content.override_mtime(absolute(time))

@@ -124,6 +124,25 @@ pub fn chown_at(
     rustix::fs::chownat(dir, entry, uid.map(Uid::from_raw), gid.map(Gid::from_raw), flags)
 }
 
+/// Reads as a user would, so that the backing applies its own rule for access times. (Setting the
+/// time instead would move the change time as well.)
+pub fn read_visibly(fd: impl AsFd) {
+    let fd = fd.as_fd();
+    let Ok(flags) = rustix::fs::fcntl_getfl(fd) else { return };
+    if rustix::fs::fcntl_setfl(fd, flags - OFlags::NOATIME).is_ok() {
+        let _ = rustix::io::pread(fd, &mut [0u8; 1], 0);
+        let _ = rustix::fs::fcntl_setfl(fd, flags);
+    }
+}
+
+/// The same for a directory.
+pub fn list_visibly(dir: impl AsFd) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(fd) = rustix::fs::openat(dir, ".", flags, Mode::empty()) {
+        let _ = read_batch(&fd, None);
+    }
+}
+
 /// One raw directory entry.
 pub struct RawEntry {
     /// Backing inode number.

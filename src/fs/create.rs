@@ -68,8 +68,9 @@ impl Volume {
         let (file, st) = match made {
             Err(FsError::Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
                 let attr = self.lookup(parent, name)?;
-                let opened =
-                    self.open_file(attr.ino, flags).inspect_err(|_| self.forget(attr.ino, 1))?;
+                let opened = self
+                    .open_file(who, attr.ino, flags)
+                    .inspect_err(|_| self.forget(attr.ino, 1))?;
                 return Ok((self.getattr(attr.ino, None)?, opened));
             }
             other => other?,
@@ -260,6 +261,9 @@ impl Volume {
         let inode = self.inode(ino)?;
         if inode.kind != FileKind::Symlink {
             return Err(FsError::Errno(libc::EINVAL));
+        }
+        if let Some(target) = inode.names.lock().target.clone() {
+            return Ok(target);
         }
         self.at(&inode, |loc| self.read_target(loc)).map_err(|e| self.note(&inode, e))
     }

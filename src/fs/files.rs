@@ -5,14 +5,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, Stat, Timespec, Timestamps};
+use rustix::fs::{Mode, Stat, Timespec};
 
-use super::attr::{FileKind, Ino};
+use super::attr::{Caller, FileKind, Ino};
 use super::backing;
 use super::dirs::Loc;
 use super::error::{FsError, FsResult};
 use super::inode::{FileState, Inode};
-use super::volume::{Atime, Fh, Opened, Volume};
+use super::volume::{Atime, Fh, Opened, Volume, WriteHow};
 use crate::format::header::Header;
 use crate::store::{Content, FileStorage, Storage, StoreError};
 
@@ -30,7 +30,7 @@ pub struct FileHandle {
 
 impl Volume {
     /// Opens a regular file. `flags` are open(2) flags as the kernel sends them. May wait for a key.
-    pub fn open_file(&self, ino: Ino, flags: i32) -> FsResult<Opened> {
+    pub fn open_file(&self, who: Caller, ino: Ino, flags: i32) -> FsResult<Opened> {
         let inode = self.inode(ino)?;
         if inode.kind != FileKind::Regular {
             return Err(FsError::Errno(libc::EINVAL));
@@ -42,7 +42,7 @@ impl Volume {
         self.hold_content(&inode, write || flags & libc::O_TRUNC != 0)?;
         let opened = self.new_handle(&inode, write);
         if flags & libc::O_TRUNC != 0
-            && let Err(error) = self.truncate_held(&inode, 0)
+            && let Err(error) = self.truncate_held(who, &inode, 0)
         {
             self.release(opened.fh);
             return Err(error);
@@ -188,8 +188,7 @@ impl Volume {
             }
             file.content.clone()
         };
-        if let Err(error) = content.map_or(Ok(()), |c| c.commit()) {
-            let _ = self.note(inode, error.into());
+        if content.is_some_and(|c| self.commit_content(inode, &c).is_err()) {
             return;
         }
         self.close_idle(inode);
@@ -205,6 +204,7 @@ impl Volume {
             }
             file.content = None;
             file.storage = None;
+            file.kernel_mtime = None;
             drop(file);
             self.open.lock().remove(&inode.ino);
         }
@@ -213,10 +213,34 @@ impl Volume {
     /// Commits one inode's content; closes it if a failed commit had kept it.
     pub(super) fn commit_inode(&self, inode: &Arc<Inode>) -> FsResult<()> {
         let Some(content) = inode.content() else { return Ok(()) };
-        content.commit().map_err(|e| self.note(inode, e.into()))?;
+        self.commit_content(inode, &content)?;
         let _opening = inode.opening.lock();
         self.close_idle(inode);
         Ok(())
+    }
+
+    fn commit_content(&self, inode: &Inode, content: &Content) -> FsResult<()> {
+        self.keep_set_id(inode, || content.commit())
+    }
+
+    /// Runs what writes to the backing file. For a daemon without privilege the backing drops
+    /// set-id bits at every write, also at our own late ones, which are no change of content.
+    fn keep_set_id<T>(
+        &self,
+        inode: &Inode,
+        act: impl FnOnce() -> Result<T, StoreError>,
+    ) -> FsResult<T> {
+        let storage = (self.euid != 0 && inode.set_id.load(Ordering::Relaxed))
+            .then(|| inode.file.lock().storage.clone())
+            .flatten();
+        let before = storage.as_ref().and_then(|s| rustix::fs::fstat(&s.0).ok());
+        let result = act().map_err(|e| self.note(inode, e.into()));
+        if let (Some(storage), Some(before)) = (storage, before)
+            && before.st_mode & 0o6000 != 0
+        {
+            rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(before.st_mode & 0o7777))?;
+        }
+        result
     }
 
     /// Logs damage and key trouble with both paths; gives the error back.
@@ -253,21 +277,27 @@ impl Volume {
         let Some(storage) = handle.inode.file.lock().storage.clone() else { return };
         let Ok(st) = rustix::fs::fstat(&storage.0) else { return };
         if self.flags.atime == Atime::Strictatime || atime_is_stale(&st) {
-            let times = Timestamps { last_access: NOW, last_modification: OMIT };
-            if let Err(errno) = rustix::fs::futimens(&storage.0, &times) {
-                log::debug!("access time not updated: {errno}");
-            }
+            backing::read_visibly(&storage.0);
         }
     }
 
-    /// Writes all of `data`. `kill_priv`: the kernel asks to drop set-id bits with this write.
-    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], kill_priv: bool) -> FsResult<()> {
+    /// Writes all of `data`.
+    pub fn write(&self, fh: Fh, offset: u64, data: &[u8], how: WriteHow) -> FsResult<()> {
         let handle = self.handle(fh)?;
+        let inode = &handle.inode;
         let content = self.writable_content(&handle)?;
-        if kill_priv {
-            self.drop_set_id(&handle.inode)?;
+        if how == WriteHow::DropPrivileges {
+            self.drop_set_id(inode)?;
         }
-        content.write(offset, data).map_err(|e| self.note(&handle.inode, FsError::Store(e)))
+        self.keep_set_id(inode, || content.write(offset, data))?;
+        // The kernel set the time when the page became dirty, which may be long ago; whenever it
+        // moves the time it says so.
+        if how == WriteHow::Cached
+            && let Some(time) = inode.file.lock().kernel_mtime
+        {
+            content.override_mtime(time);
+        }
+        Ok(())
     }
 
     fn writable_content(&self, handle: &FileHandle) -> FsResult<Arc<Content>> {
@@ -278,6 +308,11 @@ impl Volume {
         handle.inode.content().ok_or(FsError::Errno(libc::EBADF))
     }
 
+    /// Clears set-id bits unless root changes the content.
+    fn drop_set_id_for(&self, who: Caller, inode: &Inode) -> FsResult<()> {
+        if who.uid == 0 { Ok(()) } else { self.drop_set_id(inode) }
+    }
+
     /// Clears the set-id bits that a change of content must not leave.
     pub(super) fn drop_set_id(&self, inode: &Inode) -> FsResult<()> {
         let Some(storage) = inode.file.lock().storage.clone() else { return Ok(()) };
@@ -286,6 +321,7 @@ impl Volume {
         let kill = if mode & 0o2010 == 0o2010 { 0o6000 } else { 0o4000 };
         if mode & kill != 0 {
             rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & !kill))?;
+            self.stale_modes.lock().push(inode.ino);
         }
         Ok(())
     }
@@ -294,9 +330,7 @@ impl Volume {
     pub fn flush(&self, fh: Fh) -> FsResult<()> {
         let handle = self.handle(fh)?;
         match handle.inode.content() {
-            Some(content) if content.is_dirty() => {
-                content.commit().map_err(|e| self.note(&handle.inode, e.into()))
-            }
+            Some(content) if content.is_dirty() => self.commit_content(&handle.inode, &content),
             _ => Ok(()),
         }
     }
@@ -310,7 +344,7 @@ impl Volume {
         };
         match (content, storage) {
             (Some(content), _) if content.is_writable() => {
-                content.sync().map_err(|e| self.note(&handle.inode, e.into()))
+                self.keep_set_id(&handle.inode, || content.sync())
             }
             (_, Some(storage)) => Ok(storage.sync()?),
             (_, None) => Ok(()),
@@ -327,10 +361,10 @@ impl Volume {
     }
 
     /// Changes the size of a file whose content is held.
-    pub(super) fn truncate_held(&self, inode: &Arc<Inode>, size: u64) -> FsResult<()> {
-        self.drop_set_id(inode)?;
+    pub(super) fn truncate_held(&self, who: Caller, inode: &Arc<Inode>, size: u64) -> FsResult<()> {
+        self.drop_set_id_for(who, inode)?;
         let content = inode.content().ok_or(FsError::Errno(libc::EBADF))?;
-        content.truncate(size).map_err(|e| self.note(inode, e.into()))
+        self.keep_set_id(inode, || content.truncate(size))
     }
 
     /// Runs `act` on the content of a file, open or not.
@@ -345,9 +379,7 @@ impl Volume {
             (file.content.clone(), file.storage.clone())
         };
         let result = match (content, storage) {
-            (Some(content), Some(storage)) => {
-                act(&content, &storage).map_err(|e| self.note(inode, e.into()))
-            }
+            (Some(content), Some(storage)) => self.keep_set_id(inode, || act(&content, &storage)),
             (None, _) | (_, None) => Err(FsError::Errno(libc::EBADF)),
         };
         self.drop_content(inode);
@@ -355,12 +387,12 @@ impl Volume {
     }
 
     /// fallocate(2); `mode` are FALLOC_FL_* bits.
-    pub fn fallocate(&self, fh: Fh, offset: u64, len: u64, mode: i32) -> FsResult<()> {
+    pub fn fallocate(&self, who: Caller, fh: Fh, offset: u64, len: u64, mode: i32) -> FsResult<()> {
         let handle = self.handle(fh)?;
         let content = self.writable_content(&handle)?;
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let end = offset.checked_add(len).ok_or(FsError::Errno(libc::EFBIG))?;
-        self.drop_set_id(&handle.inode)?;
+        self.drop_set_id_for(who, &handle.inode)?;
         let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => content.allocate(offset, len, keep_size),
             libc::FALLOC_FL_PUNCH_HOLE if keep_size => content.punch(offset, len),
@@ -390,6 +422,7 @@ impl Volume {
     /// copied.
     pub fn copy_file_range(
         &self,
+        who: Caller,
         fh_in: Fh,
         off_in: u64,
         fh_out: Fh,
@@ -399,7 +432,7 @@ impl Volume {
         let from = self.handle(fh_in)?;
         let to = self.writable_content(&*self.handle(fh_out)?)?;
         let Some(source) = from.inode.content() else { return Ok(0) };
-        self.drop_set_id(&self.handle(fh_out)?.inode)?;
+        self.drop_set_id_for(who, &self.handle(fh_out)?.inode)?;
         let mut buf = vec![0; COPY_STEP.min(len as usize)];
         let mut done = 0;
         while done < len {

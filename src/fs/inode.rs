@@ -10,12 +10,13 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use super::attr::{FileKind, Ino};
 use crate::format::DirId;
+use crate::store::content::Time;
 use crate::store::{Content, FileStorage};
 
 /// One directory entry an inode is known by.
@@ -34,6 +35,8 @@ pub struct Names {
     pub places: Vec<Place>,
     /// Set once the last known place is gone.
     pub pinned: Option<Arc<OwnedFd>>,
+    /// Target of a removed long symlink, whose sidecar is gone.
+    pub target: Option<Vec<u8>>,
     /// Directories: the id, once read. `None` also for an empty directory without one.
     pub dir_id: Option<DirId>,
 }
@@ -56,6 +59,8 @@ pub struct FileState {
     pub content: Option<Arc<Content>>,
     /// Authenticated size of a file whose backing length says otherwise (crash leftover).
     pub true_size: Option<u64>,
+    /// The last modification time the kernel set while it owns it (writeback cache).
+    pub kernel_mtime: Option<Time>,
     /// The backing length has been compared with the header since an unclean stop.
     pub size_checked: bool,
 }
@@ -68,6 +73,8 @@ pub struct Inode {
     pub kind: FileKind,
     /// Bumped when the kernel must drop what it cached.
     pub generation: AtomicU64,
+    /// Set-id bits have been seen on it.
+    pub set_id: AtomicBool,
     lookups: AtomicU64,
     /// Places.
     pub names: Mutex<Names>,
@@ -83,6 +90,7 @@ impl Inode {
             ino,
             kind,
             generation: AtomicU64::new(0),
+            set_id: AtomicBool::new(false),
             lookups: AtomicU64::new(0),
             names: Mutex::default(),
             opening: Mutex::new(()),

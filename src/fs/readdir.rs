@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{Timestamps, fstat, fsync, futimens};
+use rustix::fs::{fstat, fsync};
+use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind, Ino, ROOT};
 use super::backing::{self, RawEntry};
 use super::dirs::DirHandle;
 use super::error::{FsError, FsResult};
-use super::files::{NOW, OMIT, atime_is_stale};
+use super::files::atime_is_stale;
 use super::inode::Inode;
 use super::volume::{Atime, DirEntry, Fh, Volume};
 
@@ -61,7 +62,7 @@ impl Volume {
             return Err(FsError::Errno(libc::ENOTDIR));
         }
         let handle = self.dir_handle(&inode)?;
-        let fd = backing::open_dir(&handle)?;
+        let fd = self.lifted(&handle, || Ok(backing::open_dir(&handle)?))?;
         let stream = DirStream {
             inode,
             handle,
@@ -147,8 +148,14 @@ impl Volume {
         if !plus || raw.name == b"." || raw.name == b".." {
             return each(next, entry, None);
         }
-        // Removed meanwhile, or another file system mounted there: nothing to show.
-        let Ok(st) = backing::stat_at(&stream.handle, &raw.name) else { return true };
+        let st = match backing::stat_at(&stream.handle, &raw.name) {
+            Ok(st) => st,
+            // A directory that may be listed but not entered.
+            Err(Errno::ACCESS) => return each(next, entry, None),
+            // Removed meanwhile.
+            Err(_) => return true,
+        };
+        // Another file system mounted there: nothing to show.
         let Ok((ino, kind)) = self.identify(&st) else { return true };
         let inode = self.table.remember(ino, kind, &stream.inode, &raw.name);
         let attr = self.attr_of(&inode, &st, Some((&stream.handle, &raw.name)));
@@ -174,10 +181,7 @@ impl Volume {
         }
         let Ok(st) = fstat(&stream.fd) else { return };
         if policy == Atime::Strictatime || atime_is_stale(&st) {
-            let times = Timestamps { last_access: NOW, last_modification: OMIT };
-            if let Err(errno) = futimens(&stream.fd, &times) {
-                log::debug!("access time not updated: {errno}");
-            }
+            backing::list_visibly(&stream.fd);
         }
     }
 

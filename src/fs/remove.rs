@@ -60,6 +60,9 @@ impl Volume {
             return Err(FsError::Errno(libc::EISDIR));
         }
         let reference = self.link_reference(&found);
+        if reference.is_some() && found.stat.st_nlink == 1 {
+            self.keep_target(&found);
+        }
         self.detach(&found, || {
             rustix::fs::unlinkat(&found.dir, &found.entry.backing, AtFlags::empty())
         })?;
@@ -95,6 +98,14 @@ impl Volume {
         }
         let text = rustix::fs::readlinkat(&found.dir, &found.entry.backing, Vec::new()).ok()?;
         Some(text.into_bytes()).filter(|t| t.starts_with(LONG_LINK))
+    }
+
+    /// Remembers the target of a long symlink that is about to go with its sidecar.
+    fn keep_target(&self, found: &Found) {
+        if let Some(inode) = self.table.get(found.ino) {
+            let target = self.readlink(found.ino).ok();
+            inode.names.lock().target = target;
+        }
     }
 
     /// Removes the helpers of a name that is gone. A helper left behind harms nothing.
@@ -235,12 +246,16 @@ impl Volume {
         let inode_a = self.table.remember(a.ino, a.kind, &a.parent, &a.entry.backing);
         let inode_b = self.table.remember(b.ino, b.kind, &b.parent, &b.entry.backing);
         let done = (|| {
-            self.share_link_sidecar(&inode_a, &a.dir, &a.entry.backing, &b.dir)?;
-            self.share_link_sidecar(&inode_b, &b.dir, &b.entry.backing, &a.dir)?;
+            let link_a = self.share_link_sidecar(&inode_a, &a.dir, &a.entry.backing, &b.dir)?;
+            let link_b = self.share_link_sidecar(&inode_b, &b.dir, &b.entry.backing, &a.dir)?;
             let (old, new) = (&a.entry.backing, &b.entry.backing);
             rustix::fs::renameat_with(&a.dir, old, &b.dir, new, RenameFlags::EXCHANGE)?;
             inode_a.move_place((&a.parent, old), (&b.parent, new));
             inode_b.move_place((&b.parent, new), (&a.parent, old));
+            if a.parent.ino != b.parent.ino {
+                self.drop_helper(a, link_a.filter(|_| a.stat.st_nlink == 1));
+                self.drop_helper(b, link_b.filter(|_| b.stat.st_nlink == 1));
+            }
             Ok(())
         })();
         drop((inode_a, inode_b));

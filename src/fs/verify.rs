@@ -39,7 +39,8 @@ pub struct Checked {
     pub symlinks: AtomicU64,
     /// Fifos, sockets and device nodes.
     pub specials: AtomicU64,
-    /// Files whose last growth was cut short: longer than their header says, nothing lost.
+    /// Traces of interrupted work that lost nothing: files longer than their header says, helpers
+    /// whose owner is gone.
     pub leftovers: AtomicU64,
 }
 
@@ -200,5 +201,9 @@ impl Visitor for Queue<'_> {
 
     fn damaged(&mut self, damage: Damage) {
         self.verifier.watch.damaged(damage);
+    }
+
+    fn leftover(&mut self) {
+        self.checked.leftovers.fetch_add(1, Relaxed);
     }
 }

@@ -76,6 +76,17 @@ pub struct MountFlags {
     pub rekey_limit: u64,
 }
 
+/// How a write reached us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteHow {
+    /// By write(2), now.
+    Direct,
+    /// By write(2) of somebody whose write must drop set-id bits.
+    DropPrivileges,
+    /// From the kernel's writeback cache, some time after the program wrote.
+    Cached,
+}
+
 /// A directory entry.
 #[derive(Clone, Debug)]
 pub struct DirEntry {
@@ -117,6 +128,8 @@ pub struct Volume {
     pub(super) open: Mutex<HashMap<Ino, Arc<Inode>>>,
     next_fh: AtomicU64,
     pub(super) logged: Mutex<HashSet<PathBuf>>,
+    /// Inodes whose set-id bits a change of content has dropped: the kernel believes in them still.
+    pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
     pub(super) unclean: bool,
     pub(super) euid: u32,
@@ -169,6 +182,7 @@ impl Volume {
             open: Mutex::default(),
             next_fh: AtomicU64::new(1),
             logged: Mutex::default(),
+            stale_modes: Mutex::default(),
             unclean: false,
             euid: rustix::process::geteuid().as_raw(),
             egid: rustix::process::getegid().as_raw(),
@@ -203,6 +217,11 @@ impl Volume {
     /// May this volume be written?
     pub fn writable(&self) -> bool {
         self.access == Access::ReadWrite
+    }
+
+    /// Inodes whose cached attributes the kernel must drop; each is reported once.
+    pub fn take_stale_modes(&self) -> Vec<Ino> {
+        std::mem::take(&mut *self.stale_modes.lock())
     }
 
     /// Whether the last read-write session on this directory did not end cleanly.

@@ -44,7 +44,15 @@ enum Class {
 }
 
 impl Volume {
-    fn xattr_class(&self, name: &[u8]) -> Class {
+    fn xattr_class(&self, name: &[u8]) -> FsResult<Class> {
+        let bare: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+        if bare.contains(&name) {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(self.class_of(name))
+    }
+
+    fn class_of(&self, name: &[u8]) -> Class {
         if name == ACL_ACCESS || name == ACL_DEFAULT {
             return if self.flags.acl { Class::Acl } else { Class::Unsupported };
         }
@@ -60,7 +68,7 @@ impl Volume {
     /// Value of an attribute.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> FsResult<Vec<u8>> {
         let inode = self.inode(ino)?;
-        match self.xattr_class(name) {
+        match self.xattr_class(name)? {
             Class::Unsupported => Err(Errno::OPNOTSUPP.into()),
             Class::Acl => self.at(&inode, |loc| Ok(get(loc, name)?)),
             Class::Sealed(space) => {
@@ -120,7 +128,7 @@ impl Volume {
         if name.len() > NAME_MAX || value.len() > SIZE_MAX {
             return Err(Errno::RANGE.into());
         }
-        match self.xattr_class(name) {
+        match self.xattr_class(name)? {
             Class::Unsupported => Err(Errno::OPNOTSUPP.into()),
             Class::Acl => self.set_acl(who, &inode, name, value, flags),
             Class::Sealed(space) => {
@@ -210,7 +218,7 @@ impl Volume {
     pub fn removexattr(&self, _who: Caller, ino: Ino, name: &[u8]) -> FsResult<()> {
         self.require_writable()?;
         let inode = self.inode(ino)?;
-        match self.xattr_class(name) {
+        match self.xattr_class(name)? {
             Class::Unsupported => Err(Errno::OPNOTSUPP.into()),
             Class::Acl => self.at(&inode, |loc| Ok(remove(loc, name)?)),
             Class::Sealed(space) => {

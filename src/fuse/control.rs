@@ -89,6 +89,31 @@ impl Control {
         }
     }
 
+    /// Might the kernel hold dirty pages of this file?
+    pub fn has_writer(&self, ino: u64) -> bool {
+        self.writers.lock().contains_key(&ino)
+    }
+
+    /// Makes the kernel write a file's dirty pages to us, and drop them. The requests this causes
+    /// are answered by the event loops: not for an event-loop thread.
+    pub fn write_back(&self, ino: u64) {
+        self.invalidate(ino, 0);
+    }
+
+    /// Makes the kernel ask for a file's attributes again. Not for an event-loop thread.
+    pub fn refresh_attributes(&self, ino: u64) {
+        self.invalidate(ino, -1);
+    }
+
+    fn invalidate(&self, ino: u64, offset: i64) {
+        // An inode the kernel no longer has is not an error.
+        if let Some(notifier) = self.notifier.get()
+            && let Err(e) = notifier.inval_inode(INodeNo(ino), offset, 0)
+        {
+            log::debug!("invalidation of inode {ino}: {e}");
+        }
+    }
+
     /// Answers one of the reserved names. May wait for the disk and for the kernel: not for an
     /// event-loop thread.
     pub fn answer(&self, volume: &Volume, who: Caller, name: &[u8]) -> FsResult<Vec<u8>> {
@@ -124,15 +149,7 @@ impl Control {
     /// Makes the kernel hand over its dirty pages, then commits and flushes everything.
     fn sync(&self, volume: &Volume) -> FsResult<()> {
         let inodes: Vec<u64> = self.writers.lock().keys().copied().collect();
-        if let Some(notifier) = self.notifier.get() {
-            for ino in inodes {
-                // Drops the pages; the dirty ones are written first, by requests that the event
-                // loops answer meanwhile. An inode the kernel no longer has is not an error.
-                if let Err(e) = notifier.inval_inode(INodeNo(ino), 0, 0) {
-                    log::debug!("write-back of inode {ino}: {e}");
-                }
-            }
-        }
+        inodes.into_iter().for_each(|ino| self.write_back(ino));
         volume.commit_all(true)
     }
 }

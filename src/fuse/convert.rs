@@ -1,7 +1,7 @@
 //! Between the transport's types and the file system's.
 
-use crate::fs::{Attr, Caller, FileKind, FsError, SetTime};
-use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use crate::fs::{Attr, Caller, FileKind, FsError, SetTime, WriteHow};
+use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow, WriteFlags};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Preferred I/O size told to programs, and the unit of statfs, bytes.
@@ -160,5 +160,16 @@ mod tests {
             assert_eq!((kernel >> 8) & 0xfff, major);
             assert_eq!(device_number(kernel), number);
         }
+    }
+}
+
+/// How a write reached us.
+pub fn write_how(flags: WriteFlags) -> WriteHow {
+    if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+        WriteHow::DropPrivileges
+    } else if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        WriteHow::Cached
+    } else {
+        WriteHow::Direct
     }
 }

@@ -92,6 +92,17 @@ impl Glue {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// A change of content has dropped set-id bits that the kernel still has in its cache.
+    fn refresh_modes(&self) {
+        let stale = self.volume.take_stale_modes();
+        if stale.is_empty() {
+            return;
+        }
+        let control = Arc::clone(&self.control);
+        self.committers
+            .run(move || stale.into_iter().for_each(|ino| control.refresh_attributes(ino)));
+    }
+
     /// Runs a handler that may wait long, on the pool.
     fn run_aside(&self, op: Op, body: impl FnOnce(&Volume) + Send + 'static) {
         self.control.counters().count(op);
@@ -289,9 +300,9 @@ impl Filesystem for Glue {
         });
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.run(Op::Open, || {
-            let result = self.volume.open_file(ino.0, flags.0);
+            let result = self.volume.open_file(convert::caller(req), ino.0, flags.0);
             if result.is_ok() && writes(flags.0) {
                 self.control.writer_opened(ino.0);
             }
@@ -370,8 +381,8 @@ impl Filesystem for Glue {
         reply: ReplyWrite,
     ) {
         self.run(Op::Write, || {
-            let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-            let result = self.volume.write(fh.0, offset, data, kill_priv);
+            let result = self.volume.write(fh.0, offset, data, convert::write_how(write_flags));
+            self.refresh_modes();
             // All or nothing; a request is far below 4 GiB.
             answer(reply, result, |reply, ()| reply.written(data.len() as u32));
         });
@@ -559,7 +570,7 @@ impl Filesystem for Glue {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -567,26 +578,39 @@ impl Filesystem for Glue {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Fallocate, || done(reply, self.volume.fallocate(fh.0, offset, length, mode)));
+        self.run(Op::Fallocate, || {
+            let who = convert::caller(req);
+            done(reply, self.volume.fallocate(who, fh.0, offset, length, mode));
+            self.refresh_modes();
+        });
     }
 
     fn lseek(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.run(Op::Lseek, || {
-            answer(reply, self.volume.lseek(fh.0, offset, whence), ReplyLseek::offset);
+        let seek = move |volume: &Volume| {
+            answer(reply, volume.lseek(fh.0, offset, whence), ReplyLseek::offset);
+        };
+        if !(self.wanted.writeback && self.control.has_writer(ino.0)) {
+            return self.run(Op::Lseek, || seek(&self.volume));
+        }
+        // What was just written may still be in the kernel, where we see a hole.
+        let control = Arc::clone(&self.control);
+        self.run_aside(Op::Lseek, move |volume| {
+            control.write_back(ino.0);
+            seek(volume);
         });
     }
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -599,7 +623,10 @@ impl Filesystem for Glue {
     ) {
         self.run(Op::CopyFileRange, || {
             let len = len.min(MAX_COPY);
-            let copied = self.volume.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len);
+            let who = convert::caller(req);
+            let (from, to) = (fh_in.0, fh_out.0);
+            let copied = self.volume.copy_file_range(who, from, offset_in, to, offset_out, len);
+            self.refresh_modes();
             // At most MAX_COPY, so it fits.
             answer(reply, copied, |reply, count| reply.written(count.min(MAX_COPY) as u32));
         });

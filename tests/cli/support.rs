@@ -158,7 +158,7 @@ pub fn write_file(volume: &Volume, parent: Ino, name: &str, content: &[u8]) -> (
     let (attr, opened) = volume
         .create(me(), parent, name.as_bytes(), 0o644, 0, libc::O_RDWR)
         .expect("the file is made");
-    volume.write(opened.fh, 0, content, false).expect("written");
+    volume.write(opened.fh, 0, content, kmsfs::fs::WriteHow::Direct).expect("written");
     volume.flush(opened.fh).expect("flushed");
     volume.release(opened.fh);
     (attr.ino, volume.backing_path(attr.ino))

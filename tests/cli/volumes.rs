@@ -244,7 +244,7 @@ fn export_copies_everything_a_tree_has() {
         volume.mknod(me(), dir, b"fifo", libc::S_IFIFO | 0o600, 0, 0).unwrap();
         write_file(volume, dir, &"n".repeat(255), b"long name");
         let (sparse, opened) = volume.create(me(), dir, b"sparse", 0o644, 0, libc::O_RDWR).unwrap();
-        volume.write(opened.fh, 16 << 20, b"end", false).unwrap();
+        volume.write(opened.fh, 16 << 20, b"end", kmsfs::fs::WriteHow::Direct).unwrap();
         volume.release(opened.fh);
         for (ino, mode, time) in [(file, 0o4640, (1_000, 7)), (sparse.ino, 0o400, (2_000, 0))] {
             let at = Some(SetTime::At(time));

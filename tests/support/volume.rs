@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use kmsfs::crypto::random_array;
 use kmsfs::format::descriptor::{DESCRIPTOR_NAME, NameMode, Params};
 use kmsfs::format::{DirId, VolumeId, dirfile};
-use kmsfs::fs::{Access, Atime, Attr, Caller, Fh, Ino, MountFlags, Volume};
+use kmsfs::fs::{Access, Atime, Attr, Caller, Fh, Ino, MountFlags, Volume, WriteHow};
 use kmsfs::keys::{KeySpec, UnlockOptions, unlock};
 use tempfile::TempDir;
 
@@ -71,9 +71,7 @@ pub struct Tree {
 
 /// Ourselves.
 pub fn me() -> Caller {
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
-    Caller { uid, gid, pid: std::process::id() }
+    Caller::this_process()
 }
 
 /// Errno of a result.
@@ -120,7 +118,7 @@ impl Tree {
     /// Writes a whole new file.
     pub fn put(&self, path: &str, data: &[u8]) -> Ino {
         let (ino, fh) = self.create(path);
-        self.volume.write(fh, 0, data, false).unwrap();
+        self.volume.write(fh, 0, data, WriteHow::Direct).unwrap();
         self.volume.flush(fh).unwrap();
         self.volume.release(fh);
         ino
@@ -133,7 +131,7 @@ impl Tree {
 
     /// Reads a whole file by inode number.
     pub fn read_ino(&self, ino: Ino) -> kmsfs::fs::FsResult<Vec<u8>> {
-        let opened = self.volume.open_file(ino, libc::O_RDONLY)?;
+        let opened = self.volume.open_file(me(), ino, libc::O_RDONLY)?;
         let size = self.volume.getattr(ino, Some(opened.fh))?.size;
         let mut data = vec![0; size as usize + 1];
         let read = self.volume.read(opened.fh, 0, &mut data);
