@@ -543,3 +543,54 @@ fn a_session_leaves_the_root_directory_times_alone() {
     drop(tree);
     assert_eq!(times(&bench.tree()), (99, 1));
 }
+
+#[test]
+fn a_removal_that_fails_half_way_leaves_the_directory_its_id() {
+    let bench = Bench::new(NameMode::Encrypted);
+    let tree = bench.tree();
+    // Several, because the order in which the backing lists helpers is its own.
+    for n in 0..8 {
+        let dir = tree.mkdir(&format!("d{n}"));
+        let backing = bench.source().join(tree.volume.backing_path(dir));
+        std::fs::create_dir(backing.join("kmsfs.planted")).unwrap();
+        assert!(tree.volume.rmdir(ROOT, format!("d{n}").as_bytes()).is_err());
+        tree.put(&format!("d{n}/f"), b"kept");
+    }
+    tree.volume.shutdown().unwrap();
+    drop(tree);
+    let tree = bench.tree();
+    for n in 0..8 {
+        assert_eq!(tree.get(&format!("d{n}/f")), b"kept");
+    }
+}
+
+#[test]
+fn helpers_are_never_written_through_what_somebody_planted() {
+    let bench = Bench::new(NameMode::Encrypted);
+    bench.tree().volume.shutdown().unwrap();
+    let precious = bench.dir.path().join("precious");
+    std::fs::write(&precious, b"precious").unwrap();
+    std::fs::hard_link(&precious, bench.source().join("kmsfs.session")).unwrap();
+    bench.tree().volume.shutdown().unwrap();
+    assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+    // A FIFO without a reader must not hang the mount either.
+    let fifo = bench.source().join("kmsfs.session");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    bench.tree().volume.shutdown().unwrap();
+    assert!(!fifo.exists());
+}
+
+#[test]
+fn a_damaged_long_symlink_is_seen_and_can_be_removed() {
+    let bench = Bench::new(NameMode::Encrypted);
+    let tree = bench.tree();
+    let ino = tree.volume.symlink(me(), ROOT, b"l", &[b't'; 4000]).unwrap().ino;
+    for name in backing_names(&bench.source()).iter().filter(|n| n.starts_with("kmsfs.link.")) {
+        std::fs::remove_file(bench.source().join(name)).unwrap();
+    }
+    assert_eq!(tree.list(""), ["l"]);
+    assert_eq!(tree.ino("l"), ino);
+    assert_eq!(errno(tree.volume.readlink(ino)), libc::EIO);
+    tree.volume.unlink(ROOT, b"l").unwrap();
+}

@@ -2,7 +2,6 @@
 //! cached a wrong size by the time the header is read, and must be made to look again.
 
 #[path = "support/mounted.rs"]
-#[allow(dead_code)]
 mod mounted;
 
 use mounted::Mounted;

@@ -10,6 +10,9 @@ use rustix::io::Errno;
 
 use super::attr::Ino;
 use super::error::{FsError, FsResult};
+use super::names::TEMPORARY;
+use crate::crypto;
+use crate::crypto::volumekeys::encode_name;
 
 /// `lstat` of an entry.
 pub fn stat_at(dir: impl AsFd, entry: &[u8]) -> Result<Stat, Errno> {
@@ -83,25 +86,37 @@ pub fn read_small(dir: impl AsFd, entry: &[u8], limit: usize) -> FsResult<Option
     Ok(Some(bytes))
 }
 
-/// Creates (or replaces the content of) a small helper file.
+/// Makes a small helper file with this content. What stands there already is left alone if it is
+/// the same, and else replaced as a whole, never written through: it may be a link to anything.
 pub fn write_small(dir: impl AsFd, entry: &[u8], bytes: &[u8]) -> FsResult<()> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = dir.as_fd();
-    let mode = Mode::from_raw_mode(0o444);
-    let fd = match rustix::fs::openat(dir, entry, flags, mode) {
-        // A left-over helper is read-only for us unless we are root.
-        Err(Errno::ACCESS) => {
-            rustix::fs::unlinkat(dir, entry, AtFlags::empty())?;
-            rustix::fs::openat(dir, entry, flags, mode)?
-        }
-        other => other?,
-    };
+    match create_small(dir, entry, bytes) {
+        Err(FsError::Errno(libc::EEXIST)) => {}
+        other => return other,
+    }
+    if let Ok(Some(same)) = read_small(dir, entry, bytes.len())
+        && same == bytes
+    {
+        return Ok(());
+    }
+    let random: [u8; 16] = crypto::random_array();
+    let fresh = [TEMPORARY, encode_name(&random).as_bytes()].concat();
+    create_small(dir, &fresh, bytes)?;
+    let replaced = rustix::fs::renameat(dir, &fresh, dir, entry);
+    if replaced.is_err() {
+        unlink_if_there(dir, &fresh)?;
+    }
+    Ok(replaced?)
+}
+
+fn create_small(dir: impl AsFd, entry: &[u8], bytes: &[u8]) -> FsResult<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, entry, flags, Mode::from_raw_mode(0o444))?;
     let mut rest = bytes;
     while !rest.is_empty() {
         let n = rustix::io::write(&fd, rest)?;
         rest = &rest[n..];
     }
-    rustix::fs::ftruncate(&fd, bytes.len() as u64)?;
     Ok(())
 }
 

@@ -85,6 +85,8 @@ impl Volume {
             state.storage = Some(storage);
             state.content = Some(Arc::new(content));
             state.handles += 1;
+            state.kernel_mtime =
+                self.flags.writeback.then_some((st.st_mtime, st.st_mtime_nsec as u32));
         }
         self.open.lock().insert(ino, inode.clone());
         let opened = self.new_handle(&inode, flags & libc::O_ACCMODE != libc::O_RDONLY);

@@ -96,13 +96,19 @@ impl Volume {
         mut act: impl FnMut(&Loc) -> FsResult<T>,
     ) -> FsResult<T> {
         let mut last = FsError::Errno(libc::ESTALE);
-        for _ in 0..4 {
+        for _ in 0..TRIES {
             match self.locate(inode).and_then(|loc| act(&loc)) {
-                Err(FsError::Errno(libc::ENOENT)) => last = FsError::Errno(libc::ENOENT),
+                Err(FsError::Errno(errno)) if has_moved(errno) => last = FsError::Errno(errno),
                 other => return other,
             }
+            self.wait_for_moves();
         }
         Err(last)
+    }
+
+    /// Returns once no rename is between its system call and the places it changes.
+    fn wait_for_moves(&self) {
+        drop(self.moves.read());
     }
 
     pub(super) fn locate(&self, inode: &Inode) -> FsResult<Loc> {
@@ -122,6 +128,18 @@ impl Volume {
     /// A descriptor of a directory inode, from the cache or by walking down from the nearest
     /// cached ancestor.
     pub(super) fn dir_handle(&self, dir: &Arc<Inode>) -> FsResult<Arc<DirHandle>> {
+        let mut last = FsError::Errno(libc::ESTALE);
+        for _ in 0..TRIES {
+            match self.walk_to(dir) {
+                Err(FsError::Errno(errno)) if has_moved(errno) => last = FsError::Errno(errno),
+                other => return other,
+            }
+            self.wait_for_moves();
+        }
+        Err(last)
+    }
+
+    fn walk_to(&self, dir: &Arc<Inode>) -> FsResult<Arc<DirHandle>> {
         if let Some(handle) = self.dirs.get(dir.ino) {
             return Ok(handle);
         }
@@ -143,7 +161,12 @@ impl Volume {
         while let Some(next) = missing.pop() {
             let place = next.names.lock().places.last().cloned();
             let entry = place.ok_or(FsError::Errno(libc::ESTALE))?.entry;
-            handle = Arc::new(DirHandle(open_dir_entry(&handle, &entry)?));
+            let fd = open_dir_entry(&handle, &entry)?;
+            // A rename may have put another directory there.
+            if self.identify(&rustix::fs::fstat(&fd)?)?.0 != next.ino {
+                return Err(FsError::Errno(libc::ESTALE));
+            }
+            handle = Arc::new(DirHandle(fd));
             self.dirs.put(next.ino, handle.clone());
         }
         Ok(handle)
@@ -173,13 +196,15 @@ impl Volume {
                 Ok(Some(id))
             }
             // An empty directory needs no id: nothing in it depends on one.
-            Err(error) => {
+            Err(error @ FsError::Damaged(_)) => {
                 if self.holds_only_helpers(handle)? {
                     Ok(None)
                 } else {
                     Err(error)
                 }
             }
+            // Unreadable for the moment is not absent.
+            Err(error) => Err(error),
         }
     }
 
@@ -290,7 +315,9 @@ impl Volume {
             if !entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)) {
                 return Err(Errno::NOTEMPTY.into());
             }
-            for entry in &entries {
+            // The id goes last: as long as anything else may fail, the directory keeps it.
+            let (own, others): (Vec<_>, Vec<_>) = entries.iter().partition(|e| e.name == DIR_FILE);
+            for entry in others.into_iter().chain(own) {
                 backing::unlink_if_there(handle, &entry.name)?;
             }
             Ok(())
@@ -351,6 +378,14 @@ impl Volume {
         }
         Ok((self.show_ino(st.st_ino), kind))
     }
+}
+
+/// Attempts to reach an object that renames keep moving.
+const TRIES: usize = 4;
+
+/// Errors that an object which has just been renamed answers at its old place.
+fn has_moved(errno: i32) -> bool {
+    matches!(errno, libc::ENOENT | libc::ESTALE | libc::ENOTDIR | libc::ELOOP)
 }
 
 /// A backing name for a path in a message.

@@ -87,7 +87,11 @@ impl Volume {
             }
             None => self.load_content(inode, &fresh, write)?,
         };
+        let mtime = fresh.mtime()?;
         let mut file = inode.file.lock();
+        if self.flags.writeback && file.handles == 0 {
+            file.kernel_mtime = Some(mtime);
+        }
         file.storage = Some(fresh);
         file.content = content;
         file.handles += 1;
@@ -289,15 +293,18 @@ impl Volume {
         if how == WriteHow::DropPrivileges {
             self.drop_set_id(inode)?;
         }
-        self.keep_set_id(inode, || content.write(offset, data))?;
-        // The kernel set the time when the page became dirty, which may be long ago; whenever it
-        // moves the time it says so.
-        if how == WriteHow::Cached
-            && let Some(time) = inode.file.lock().kernel_mtime
-        {
+        let done = self.keep_set_id(inode, || content.write(offset, data));
+        self.keep_kernel_mtime(inode, &content);
+        done
+    }
+
+    /// With the writeback cache the kernel owns the modification time: it set it when a program
+    /// changed the file, which may be a while ago, and tells us whenever it moves. What it last
+    /// told stands, whatever we do to the content meanwhile.
+    fn keep_kernel_mtime(&self, inode: &Inode, content: &Content) {
+        if let Some(time) = inode.file.lock().kernel_mtime {
             content.override_mtime(time);
         }
-        Ok(())
     }
 
     fn writable_content(&self, handle: &FileHandle) -> FsResult<Arc<Content>> {
@@ -364,7 +371,9 @@ impl Volume {
     pub(super) fn truncate_held(&self, who: Caller, inode: &Arc<Inode>, size: u64) -> FsResult<()> {
         self.drop_set_id_for(who, inode)?;
         let content = inode.content().ok_or(FsError::Errno(libc::EBADF))?;
-        self.keep_set_id(inode, || content.truncate(size))
+        let done = self.keep_set_id(inode, || content.truncate(size));
+        self.keep_kernel_mtime(inode, &content);
+        done
     }
 
     /// Runs `act` on the content of a file, open or not.
@@ -401,6 +410,7 @@ impl Volume {
             }),
             _ => return Err(FsError::Errno(libc::EOPNOTSUPP)),
         };
+        self.keep_kernel_mtime(&handle.inode, &content);
         done.map_err(|e| self.note(&handle.inode, e.into()))
     }
 
@@ -429,10 +439,10 @@ impl Volume {
         off_out: u64,
         len: u64,
     ) -> FsResult<u64> {
-        let from = self.handle(fh_in)?;
-        let to = self.writable_content(&*self.handle(fh_out)?)?;
+        let (from, target) = (self.handle(fh_in)?, self.handle(fh_out)?);
+        let to = self.writable_content(&target)?;
         let Some(source) = from.inode.content() else { return Ok(0) };
-        self.drop_set_id_for(who, &self.handle(fh_out)?.inode)?;
+        self.drop_set_id_for(who, &target.inode)?;
         let mut buf = vec![0; COPY_STEP.min(len as usize)];
         let mut done = 0;
         while done < len {
@@ -446,6 +456,7 @@ impl Volume {
             to.write(off_out + done, &buf[..n])?;
             done += n as u64;
         }
+        self.keep_kernel_mtime(&target.inode, &to);
         Ok(done)
     }
 

@@ -21,6 +21,8 @@ pub const LONG: &[u8] = b"kmsfs.long.";
 pub const SIDECAR: &[u8] = b".name";
 /// Backing target, and sidecar, of a symlink whose encrypted target is too long.
 pub const LONG_LINK: &[u8] = b"kmsfs.link.";
+/// A helper on its way to its name.
+pub const TEMPORARY: &[u8] = b"kmsfs.tmp.";
 /// Escape of reserved names in plain mode.
 const ESCAPE: &[u8] = b"kmsfs.esc.";
 /// Bytes SIV adds.

@@ -134,7 +134,7 @@ impl Volume {
         let removed = self.detach(&found, || {
             rustix::fs::unlinkat(&found.dir, &found.entry.backing, AtFlags::REMOVEDIR)
         });
-        self.unstrip(&victim, &removed);
+        self.unstrip(found.ino, victim, &removed);
         removed?;
         self.dirs.remove(found.ino);
         self.drop_helpers(&found, None);
@@ -152,11 +152,15 @@ impl Volume {
     }
 
     /// Puts the id back into a directory that could not be removed after all.
-    fn unstrip(&self, victim: &(DirHandle, Option<DirId>), removed: &FsResult<()>) {
-        if let (Err(_), (handle, Some(id))) = (removed, victim)
+    fn unstrip(&self, ino: Ino, victim: (DirHandle, Option<DirId>), removed: &FsResult<()>) {
+        if let (Err(_), (handle, Some(id))) = (removed, &victim)
             && let Err(error) = self.write_dir_file(handle, *id)
         {
             log::error!("a directory's kmsfs.dir could not be restored: {error}");
+            // It is empty; whatever comes next gets a new id, on disk as well as in memory.
+            if let Some(inode) = self.table.get(ino) {
+                inode.names.lock().dir_id = None;
+            }
         }
     }
 
@@ -205,8 +209,8 @@ impl Volume {
         let reference = target.and_then(|t| self.link_reference(t));
         let inode = self.table.remember(from.ino, from.kind, &from.parent, &from.entry.backing);
         let done = self.rename_backing(&inode, from, target, slot);
-        if let Some(victim) = &victim {
-            self.unstrip(victim, &done);
+        if let (Some(victim), Some(target)) = (victim, target) {
+            self.unstrip(target.ino, victim, &done);
         }
         drop(inode);
         self.forget(from.ino, 1);
@@ -232,11 +236,15 @@ impl Volume {
             let (old, new) = (&from.entry.backing, &slot.entry.backing);
             rustix::fs::renameat(&from.dir, old, &slot.dir, new)
         };
-        match target {
-            Some(target) => self.detach(target, rename)?,
-            None => rename()?,
+        {
+            let _moving = self.moves.write();
+            match target {
+                Some(target) => self.detach(target, rename)?,
+                None => rename()?,
+            }
+            let new = (&slot.parent, &slot.entry.backing[..]);
+            inode.move_place((&from.parent, &from.entry.backing), new);
         }
-        inode.move_place((&from.parent, &from.entry.backing), (&slot.parent, &slot.entry.backing));
         let moved_away = from.parent.ino != slot.parent.ino && from.stat.st_nlink == 1;
         self.drop_helpers(from, link.filter(|_| moved_away));
         Ok(())
@@ -249,9 +257,12 @@ impl Volume {
             let link_a = self.share_link_sidecar(&inode_a, &a.dir, &a.entry.backing, &b.dir)?;
             let link_b = self.share_link_sidecar(&inode_b, &b.dir, &b.entry.backing, &a.dir)?;
             let (old, new) = (&a.entry.backing, &b.entry.backing);
-            rustix::fs::renameat_with(&a.dir, old, &b.dir, new, RenameFlags::EXCHANGE)?;
-            inode_a.move_place((&a.parent, old), (&b.parent, new));
-            inode_b.move_place((&b.parent, new), (&a.parent, old));
+            {
+                let _moving = self.moves.write();
+                rustix::fs::renameat_with(&a.dir, old, &b.dir, new, RenameFlags::EXCHANGE)?;
+                inode_a.move_place((&a.parent, old), (&b.parent, new));
+                inode_b.move_place((&b.parent, new), (&a.parent, old));
+            }
             if a.parent.ino != b.parent.ino {
                 self.drop_helper(a, link_a.filter(|_| a.stat.st_nlink == 1));
                 self.drop_helper(b, link_b.filter(|_| b.stat.st_nlink == 1));

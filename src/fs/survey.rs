@@ -271,7 +271,9 @@ impl Survey<'_> {
                     visitor.leftover();
                     continue;
                 }
-                None if is_named(name, names::LONG_LINK, 22) => {
+                None if is_named(name, names::LONG_LINK, 22)
+                    || is_named(name, names::TEMPORARY, 22) =>
+                {
                     visitor.leftover();
                     continue;
                 }

@@ -128,6 +128,8 @@ pub struct Volume {
     pub(super) open: Mutex<HashMap<Ino, Arc<Inode>>>,
     next_fh: AtomicU64,
     pub(super) logged: Mutex<HashSet<PathBuf>>,
+    /// Held while a rename changes the backing and then the places in memory.
+    pub(super) moves: RwLock<()>,
     /// Inodes whose set-id bits a change of content has dropped: the kernel believes in them still.
     pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
@@ -182,6 +184,7 @@ impl Volume {
             open: Mutex::default(),
             next_fh: AtomicU64::new(1),
             logged: Mutex::default(),
+            moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
             euid: rustix::process::geteuid().as_raw(),

@@ -111,6 +111,17 @@ fn sent_time(t: SystemTime) -> (i64, u32) {
     }
 }
 
+/// How a write reached us.
+pub fn write_how(flags: WriteFlags) -> WriteHow {
+    if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+        WriteHow::DropPrivileges
+    } else if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+        WriteHow::Cached
+    } else {
+        WriteHow::Direct
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,16 +171,5 @@ mod tests {
             assert_eq!((kernel >> 8) & 0xfff, major);
             assert_eq!(device_number(kernel), number);
         }
-    }
-}
-
-/// How a write reached us.
-pub fn write_how(flags: WriteFlags) -> WriteHow {
-    if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-        WriteHow::DropPrivileges
-    } else if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-        WriteHow::Cached
-    } else {
-        WriteHow::Direct
     }
 }
