@@ -2,14 +2,14 @@
 # Random trees compared with a picture in memory, with remounts in between: as root, and as an
 # ordinary user through fusermount3.
 #
-# SEED=n another first seed. LONG=1: ten times as much.
+# SEED=n another first seed. LONG=1: some six times as much.
 . "$(dirname "$0")/lib.sh"
 ring_start 50-tree
 need_user "$TEST_USER"
 SEED=${SEED:-1}
 STEPS=700
 ROUNDS=4
-[ -z "${LONG:-}" ] || { STEPS=4000; ROUNDS=12; }
+[ -z "${LONG:-}" ] || { STEPS=2000; ROUNDS=8; }
 # Where an ordinary user can read it.
 cp "$RING_DIR/tree.py" "$WORK/bin/tree.py"
 

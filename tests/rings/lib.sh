@@ -59,7 +59,9 @@ ring_start() {
 
 ring_cleanup() {
     local status=$? points m
-    trap - EXIT INT TERM HUP
+    # Nothing may keep it from its work, not even a reader of its output who has gone.
+    trap - EXIT
+    trap '' INT TERM HUP PIPE
     cd /
     # Newest first: a mount point may lie on another mount of ours.
     points=$(awk -v w="$WORK/" 'index($5, w) == 1 { print $5 }' /proc/self/mountinfo | tac)
