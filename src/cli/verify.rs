@@ -11,7 +11,7 @@ use crate::fs::Access;
 use crate::fs::survey::{Damage, regular_bytes};
 use crate::fs::verify::{Checked, Verifier, Watch};
 
-use super::exit::{DAMAGE, failure};
+use super::exit::{DAMAGE, FAILURE, failure};
 use super::output::{Out, hex, human_bytes, shown};
 use super::progress::Progress;
 use super::secrets::KeyOptions;
@@ -69,6 +69,8 @@ struct Report {
     symlinks: u64,
     special_files: u64,
     crash_leftovers: u64,
+    /// Directories that nobody could look into.
+    not_checked: Vec<String>,
     damaged: Vec<DamageLine>,
 }
 
@@ -139,9 +141,13 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
     let checked = verifier.run(&tree.root, threads)?;
     let report = Report::new(&tree, checked, screen.finish()?);
     report.print(args.json)?;
-    match report.damaged.len() {
-        0 => Ok(()),
-        n => Err(failure(DAMAGE, format!("{}: damage in {n} places", args.dir.display()))),
+    match (report.damaged.len(), report.not_checked.len()) {
+        (0, 0) => Ok(()),
+        (0, n) => Err(failure(
+            FAILURE,
+            format!("{}: {n} directories were not checked", args.dir.display()),
+        )),
+        (n, _) => Err(failure(DAMAGE, format!("{}: damage in {n} places", args.dir.display()))),
     }
 }
 
@@ -159,6 +165,7 @@ impl Report {
             symlinks: checked.symlinks.load(Relaxed),
             special_files: checked.specials.load(Relaxed),
             crash_leftovers: checked.leftovers.load(Relaxed),
+            not_checked: checked.denied.lock().iter().map(|path| path_shown(path)).collect(),
             damaged,
         }
     }
@@ -179,11 +186,19 @@ impl Report {
         ))?;
         if self.crash_leftovers > 0 {
             out.line(format!(
-                "{} files are longer than their header says: growth cut short by a crash, \
-                 harmless",
+                "{} harmless leftovers of interrupted work: files longer than their header says, \
+                 helpers without an owner",
                 self.crash_leftovers
             ))?;
         }
+        for path in &self.not_checked {
+            out.line(format!("not checked: {path}: its mode keeps us out; run this as root"))?;
+        }
         out.finish()
     }
+}
+
+/// A plaintext path from the root of the volume.
+fn path_shown(plain: &[u8]) -> String {
+    format!("/{}", shown(plain))
 }

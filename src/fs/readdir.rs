@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{fstat, fsync};
-use rustix::io::Errno;
 
 use super::attr::{Attr, FileKind, Ino, ROOT};
 use super::backing::{self, RawEntry};
@@ -148,13 +147,9 @@ impl Volume {
         if !plus || raw.name == b"." || raw.name == b".." {
             return each(next, entry, None);
         }
-        let st = match backing::stat_at(&stream.handle, &raw.name) {
-            Ok(st) => st,
-            // A directory that may be listed but not entered.
-            Err(Errno::ACCESS) => return each(next, entry, None),
-            // Removed meanwhile.
-            Err(_) => return true,
-        };
+        let stat = || Ok(backing::stat_at(&stream.handle, &raw.name)?);
+        // Removed meanwhile: nothing to show.
+        let Ok(st) = self.lifted(&stream.handle, stat) else { return true };
         // Another file system mounted there: nothing to show.
         let Ok((ino, kind)) = self.identify(&st) else { return true };
         let inode = self.table.remember(ino, kind, &stream.inode, &raw.name);

@@ -95,6 +95,11 @@ impl Visitor for State<'_> {
         self.sweep.watch.checked(found.stat.st_size as u64);
     }
 
+    fn denied(&mut self, plain: &[u8]) {
+        let reason = "the directory cannot be entered: permission denied".to_owned();
+        self.damaged(Damage { plain: plain.to_vec(), backing: Vec::new(), reason });
+    }
+
     /// A directory that cannot be read hides headers: the sweep is not complete then, and says so.
     fn damaged(&mut self, damage: Damage) {
         self.swept.failed += 1;

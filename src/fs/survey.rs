@@ -66,6 +66,8 @@ pub trait Visitor {
     fn found(&mut self, found: Found);
     /// Something wrong with a name, a directory, a link or a helper.
     fn damaged(&mut self, damage: Damage);
+    /// A directory whose mode keeps us out: nothing below it was looked at.
+    fn denied(&mut self, plain: &[u8]);
     /// A helper whose owner is gone, as an interrupted creation or removal leaves it; harmless.
     fn leftover(&mut self) {}
 }
@@ -128,8 +130,10 @@ impl Survey<'_> {
                 backing: pending.backing.clone(),
                 reason: format!("directory cannot be read: {error}"),
             };
-            if let Err(error) = self.directory(&pending, &mut stack, visitor) {
-                visitor.damaged(damage(error));
+            match self.directory(&pending, &mut stack, visitor) {
+                Ok(()) => {}
+                Err(FsError::Errno(libc::EACCES)) => visitor.denied(&pending.plain),
+                Err(error) => visitor.damaged(damage(error)),
             }
         }
         Ok(())

@@ -42,6 +42,8 @@ pub struct Checked {
     /// Traces of interrupted work that lost nothing: files longer than their header says, helpers
     /// whose owner is gone.
     pub leftovers: AtomicU64,
+    /// Plaintext paths of directories that could not be looked into.
+    pub denied: Mutex<Vec<Vec<u8>>>,
 }
 
 /// Who is told; called from several threads.
@@ -201,6 +203,10 @@ impl Visitor for Queue<'_> {
 
     fn damaged(&mut self, damage: Damage) {
         self.verifier.watch.damaged(damage);
+    }
+
+    fn denied(&mut self, plain: &[u8]) {
+        self.checked.denied.lock().push(plain.to_vec());
     }
 
     fn leftover(&mut self) {
