@@ -2,7 +2,7 @@
 # A tree of a million files, created, listed with find and removed: without running out of
 # descriptors or memory. Reports what the daemon used. Too long for every run: needs LONG=1.
 #
-# FILES=n another number; MAX_RSS_MIB, MAX_FDS the bounds.
+# FILES=n another number, PER_DIR=n in each directory; MAX_RSS_MIB, MAX_FDS the bounds.
 . "$(dirname "$0")/lib.sh"
 if [ -z "${LONG:-}" ] && [ -z "${FILES:-}" ]; then
     echo "RING 60-million: not run without LONG=1"
@@ -11,8 +11,10 @@ fi
 ring_start 60-million
 FILES=${FILES:-1000000}
 MAX_RSS_MIB=${MAX_RSS_MIB:-1500}
-MAX_FDS=${MAX_FDS:-1024}
-# A header of 4 KiB and an inode for each file, a directory for each thousand.
+# kmsfs keeps up to 4096 directories open, and the tree has more than that.
+MAX_FDS=${MAX_FDS:-4200}
+PER_DIR=${PER_DIR:-100}
+# A header of 4 KiB and an inode for each file, two blocks for each directory.
 backing "$BACKING" $((FILES * 9 / 1024 + 1024))
 vol_new
 vol_mount
@@ -33,10 +35,10 @@ stated() { find "$MNT/tree" -type f -printf '%s\n' | awk '{ n += $1 } END { prin
 usage "empty"
 cat >"$WORK/make.py" <<'PYTHON'
 import os, sys
-top, files = sys.argv[1], int(sys.argv[2])
+top, files, per_dir = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 for i in range(files):
-    if i % 1000 == 0:
-        d = f"{top}/{i // 100000}/{i // 1000}"
+    if i % per_dir == 0:
+        d = f"{top}/{i // (per_dir * 100)}/{i // per_dir}"
         os.makedirs(d)
     fd = os.open(f"{d}/file-number-{i}", os.O_CREAT | os.O_WRONLY, 0o644)
     # Every tenth has content: that makes it a header and a data key.
@@ -46,7 +48,7 @@ for i in range(files):
 PYTHON
 mkdir "$MNT/tree"
 # No limit of time: it ends when it ends.
-if python3 "$WORK/make.py" "$MNT/tree" "$FILES"; then ok created; else not_ok created; fi
+if python3 "$WORK/make.py" "$MNT/tree" "$FILES" "$PER_DIR"; then ok created; else not_ok created; fi
 usage "created"
 check "find finds $FILES" test "$(found)" = "$FILES"
 usage "listed"
