@@ -59,10 +59,14 @@ impl Settle {
     }
 }
 
-/// Writes the images, neighbours together: runs on fresh ground, then the others, the header's
-/// last.
+/// Writes the images, neighbours together: runs on fresh ground, then the others, the header
+/// alone and last, so that an error before it leaves the old state in force. A file's first header
+/// replaces nothing and goes with its neighbours.
 fn write_images(storage: &dyn Storage, images: &[Image<'_>]) -> io::Result<()> {
-    let mut runs: Vec<_> = images.chunk_by(|a, b| a.end() == b.offset).collect();
+    let together = images.first().is_none_or(|header| header.fresh);
+    let neighbours =
+        |a: &Image<'_>, b: &Image<'_>| a.end() == b.offset && (together || a.offset != 0);
+    let mut runs: Vec<_> = images.chunk_by(neighbours).collect();
     runs.sort_by_key(|run| (run[0].offset == 0, run.iter().any(|i| !i.fresh)));
     let mut slices = Vec::with_capacity(images.len());
     for run in runs {
@@ -129,7 +133,7 @@ impl State {
         Ok(())
     }
 
-    fn disk_len(&mut self) -> Result<u64, StoreError> {
+    pub fn disk_len(&mut self) -> Result<u64, StoreError> {
         let len = match self.disk_len {
             Some(len) => len,
             None => self.storage.len()?,
@@ -245,6 +249,9 @@ impl State {
         let len = self.ctx.layout.backing_len(self.size);
         self.committed.len = self.committed.len.max(len);
         self.committed.chunks = self.committed.chunks.max(chunks(self.size));
+        // What stands behind an earlier cut is no longer known to be garbage: chunks written in
+        // place since then are part of the state that may be committed. It costs space only.
+        self.committed.cut_at = u64::MAX;
         for seg in self.segments.values_mut().chain([&mut self.first]) {
             seg.committed |= seg.present();
         }

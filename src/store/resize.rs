@@ -31,6 +31,7 @@ impl State {
         }
         if size > self.size {
             self.begin()?;
+            self.make_room(size)?;
             self.extend_tail(size)?;
             self.grow_to(size);
             self.touch();
@@ -43,6 +44,24 @@ impl State {
         }
         self.touch();
         self.after_shrink();
+        Ok(())
+    }
+
+    /// Asks the backing file whether it can be long enough for a size behind its end, while saying
+    /// no still costs nothing. A file that was never written goes back to no bytes at all.
+    pub fn make_room(&mut self, size: u64) -> Result<(), StoreError> {
+        let len = self.ctx.layout.backing_len(size);
+        let have = self.disk_len()?;
+        if have >= len {
+            return Ok(());
+        }
+        self.disk_len = None;
+        self.storage.set_len(len)?;
+        if self.committed.len == 0 {
+            self.storage.set_len(have)?;
+        } else {
+            self.disk_len = Some(len);
+        }
         Ok(())
     }
 
@@ -108,11 +127,13 @@ impl State {
         if size.is_multiple_of(CHUNK) || self.loaded(number)?.tag(chunk).is_hole() {
             return Ok(None);
         }
-        self.ready_segment(number, 1)?;
         let mut tail = Tail { chunk, plain: [0; BLOCK], len: chunk_len(size, chunk) };
         let old = self.chunk_len(chunk);
         self.read_chunk(number, chunk, &mut tail.plain[..old])?;
         tail.plain[tail.len..].fill(0);
+        // Only now: re-keying changes the whole segment, which must then be written.
+        self.mark_dirty(number)?;
+        self.ready_segment(number, 1)?;
         Ok(Some(tail))
     }
 

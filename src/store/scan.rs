@@ -62,6 +62,12 @@ impl State {
     /// Where a verification starts, last step first.
     pub fn verify_start(&mut self, bad: &mut dyn FnMut(StoreError)) -> Vec<Step> {
         let mut steps = Vec::new();
+        // Also where only holes are missing: the length is part of what was committed.
+        match self.storage.len() {
+            Ok(len) if len < self.committed.len => bad(self.short()),
+            Ok(_) => {}
+            Err(e) => bad(e.into()),
+        }
         match self.top() {
             Ok(top) if top.hash != ZERO && groups(self.size) > 0 => {
                 steps.push(Step::Visit(top.level, 0));

@@ -167,7 +167,7 @@ fn a_failed_cut_is_made_up_for_before_anything_new() {
     let bed = Bed::new();
     let content = bed.file(&[1; 100_000]);
     content.truncate(10).unwrap();
-    bed.disk.set_fault(fault(1, 1, EIO));
+    bed.disk.set_fault(fault(2, 1, EIO));
     assert!(content.commit().is_err());
     assert!(content.is_dirty());
     bed.disk.take_calls();
