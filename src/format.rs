@@ -73,6 +73,15 @@ pub enum FormatError {
     TooLarge,
 }
 
+/// Longest name of a directory entry, bytes.
+pub const NAME_MAX: usize = 255;
+
+/// Can a directory entry have this name? 1 to 255 bytes, no `/` and no NUL, neither `.` nor `..`.
+pub fn is_name(name: &[u8]) -> bool {
+    let dots = name == b"." || name == b"..";
+    (1..=NAME_MAX).contains(&name.len()) && !dots && !name.iter().any(|b| matches!(b, 0 | b'/'))
+}
+
 /// Version 1 passes; above is `Version`, 0 never existed.
 fn check_version(version: u16) -> Result<(), FormatError> {
     match version {
@@ -87,5 +96,20 @@ fn check_suite(suite: u8, chunk_log2: u8) -> Result<(), FormatError> {
         (SUITE, CHUNK_LOG2) => Ok(()),
         (SUITE, _) => Err(FormatError::Field("chunk_log2")),
         (unknown, _) => Err(FormatError::Suite(unknown)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_a_directory_can_hold() {
+        for good in [&b"a"[..], b"...", b".a", b" ", b"\xff", b"\n", &[b'x'; NAME_MAX]] {
+            assert!(is_name(good), "{good:?}");
+        }
+        for bad in [&b""[..], b".", b"..", b"/", b"a/b", b"a\0", &[b'x'; NAME_MAX + 1]] {
+            assert!(!is_name(bad), "{bad:?}");
+        }
     }
 }

@@ -113,8 +113,8 @@ def record(kind, payload):
 
 
 section("`kmsfs.volume`: names encrypted, 1 header block, 64 files per data key, made at 1700000000\n"
-        "with a key file (hint `/k`) and an X25519 recipient, both at epoch 1.")
-records = [record(1, volume_id), record(2, bytes([1, 12, 1, 1]) + u32(64) + u64(1700000000)),
+        "with a key file (hint `/k`) and an X25519 recipient, both at epoch 1; generation 1.")
+records = [record(1, volume_id), record(2, bytes([1, 12, 1, 1]) + u32(64) + u64(1700000000) + u64(1)),
            record(6, bytes([1, 0, 0, 0]) + bytes(12) + slot_salt + u16(2) + b"/k" + wrapped_master),
            record(7, recipient(1, 1, b"", b"")), record(7, recipient(2, 1, public, b"")),
            record(8, recipient(1, 1, b"", volume_wrapped)), record(8, recipient(2, 1, public, volume_hpke))]
@@ -126,8 +126,8 @@ section("The root directory's `kmsfs.dir`.")
 d = b"KMSFSDIR" + u16(1) + bytes(6) + dir_id + bytes(64)
 show("kmsfs.dir", d + mac(keys["directory mac"], d))
 
-section("Names in it: `hello.txt`, and 255 times `n`. Then a symlink to `hello.txt`, and the attribute\n"
-        "`user.mime` = `text/plain` of the file.")
+section("Names in it: `hello.txt`, and 255 times `n`. Then a symlink to `hello.txt`, the attribute\n"
+        "`user.mime` = `text/plain` of the file, and one of a long name: `user.` and 200 times `n`.")
 sealed = show("sealed name", siv(keys["names"], [dir_id], b"hello.txt"))
 show("stored name", b64(sealed))
 sealed = show("sealed long name", siv(keys["names"], [dir_id], b"n" * 255))
@@ -136,6 +136,12 @@ show("stored symlink target", b64(siv(keys["symlinks"], [b"symlink"], b"hello.tx
 show("stored attribute name",
      b"user.kmsfs." + b64(siv(keys["xattrs"], [object_id, b"name"], b"user.mime")))
 show("stored attribute value", siv(keys["xattrs"], [object_id, b"value", b"user.mime"], b"text/plain"))
+long = b"user." + b"n" * 200
+sealed = show("sealed long attribute name", siv(keys["xattrs"], [object_id, b"name"], long))
+show("stored long attribute name",
+     b"user.kmsfs.long." + b64(hashlib.sha256(sealed).digest()))
+show("stored long attribute value",
+     u16(len(sealed)) + sealed + siv(keys["xattrs"], [object_id, b"value", long], b"text/plain"))
 
 section("The file's keys.")
 file_key = show("file key", hkdf(data_key, object_id + life_salt, b"kmsfs v1 file key", 32))
@@ -158,7 +164,7 @@ def header(name, generation, size, seg0, tags, top):
     rec = recipient(1, 1, b"", data_wrapped)
     slot = bytes([1, 1]) + u16(len(rec)) + bytes(4) + data_key_id + commitment + rec
     h = (b"KMSFSHDR" + u16(1) + bytes([1, 12, 1]) + bytes(3) + volume_id + object_id + life_salt
-         + u64(generation) + u64(size) + root + u64(0) + seg0 + bytes(192) + tags + bytes(8)
+         + u64(generation) + u64(size) + root + u64(1) + seg0 + bytes(192) + tags + bytes(8)
          + slot.ljust(960, b"\0") + bytes(960))
     assert len(h) == B - 32
     return h + mac(keys["header mac"], h)

@@ -150,6 +150,7 @@ fn descriptor(e: &Example) {
             names: NameMode::Encrypted,
             files_per_data_key: 64,
             created: 1_700_000_000,
+            generation: 1,
         },
         compat: vec![],
         ro_compat: vec![],
@@ -191,6 +192,13 @@ fn names(e: &Example) {
     e.check("stored attribute name", format!("user.kmsfs.{stored}"));
     let sealed = keys.seal_xattr_value(&object, name, b"text/plain");
     e.check("stored attribute value", sealed);
+    let name = [b"user.".as_slice(), &[b'n'; 200]].concat();
+    let sealed = keys.seal_xattr_name(&object, &name);
+    e.check("sealed long attribute name", &sealed);
+    e.check("stored long attribute name", format!("user.kmsfs.long.{}", long_name_hash(&sealed)));
+    let value = keys.seal_xattr_value(&object, &name, b"text/plain");
+    let length = (sealed.len() as u16).to_le_bytes();
+    e.check("stored long attribute value", [&length[..], &sealed, &value].concat());
 }
 
 fn file_keys(e: &Example) {
@@ -229,7 +237,7 @@ fn header(e: &Example, generation: u64, size: u64, segment: Segment, tag: TagEnt
         generation,
         size,
         root_hash: [0; 32],
-        wrap_epoch: 0,
+        wrap_epoch: 1,
         segment,
         tags,
         current: KeySlot {

@@ -94,6 +94,7 @@ fn descriptor() -> Descriptor {
             names: NameMode::Encrypted,
             files_per_data_key: 64,
             created: 1,
+            generation: 1,
         },
         compat: vec!["one".into(), "two".into()],
         ro_compat: vec!["three".into()],

@@ -565,6 +565,25 @@ fn a_removal_that_fails_half_way_leaves_the_directory_its_id() {
 }
 
 #[test]
+fn names_that_nothing_can_have_are_never_looked_up_made_or_listed() {
+    for mode in [NameMode::Encrypted, NameMode::Plain] {
+        let bench = Bench::new(mode);
+        let tree = bench.tree();
+        for name in [&b""[..], b".", b"..", b"a/b", b"a\0b", b"../x"] {
+            assert_eq!(errno(tree.volume.lookup(ROOT, name)), libc::EINVAL, "{name:?}");
+            assert_eq!(errno(tree.volume.mkdir(me(), ROOT, name, 0o755, 0)), libc::EINVAL);
+        }
+        if mode == NameMode::Plain {
+            for planted in ["kmsfs.esc.", "kmsfs.esc...", "kmsfs.esc.a"] {
+                std::fs::write(bench.source().join(planted), b"").unwrap();
+            }
+            assert_eq!(tree.list(""), Vec::<String>::new());
+            assert_eq!(tree.volume.left_out().len(), 3);
+        }
+    }
+}
+
+#[test]
 fn helpers_are_never_written_through_what_somebody_planted() {
     let bench = Bench::new(NameMode::Encrypted);
     bench.tree().volume.shutdown().unwrap();
@@ -593,4 +612,29 @@ fn a_damaged_long_symlink_is_seen_and_can_be_removed() {
     assert_eq!(tree.ino("l"), ino);
     assert_eq!(errno(tree.volume.readlink(ino)), libc::EIO);
     tree.volume.unlink(ROOT, b"l").unwrap();
+}
+
+#[test]
+fn a_volume_is_locked_before_anything_in_it_is_believed() {
+    let bench = Bench::new(NameMode::Encrypted);
+    let held = std::fs::File::open(bench.source()).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    // What stands here while another works on it may be gone, or half done, a moment later.
+    std::fs::write(bench.source().join("kmsfs.volume"), b"being replaced").unwrap();
+    let flags = kmsfs::fs::MountFlags {
+        acl: false,
+        atime: kmsfs::fs::Atime::Noatime,
+        own_by_caller: false,
+        writeback: false,
+        rekey_limit: 0,
+    };
+    for access in [Access::ReadOnly, Access::ReadWrite] {
+        let unlock = kmsfs::keys::UnlockOptions::default();
+        let refused = kmsfs::fs::Volume::open(&bench.source(), access, flags, &unlock);
+        assert_eq!(refused.err().map(|e| e.exit_code), Some(14));
+    }
+    std::fs::remove_file(bench.source().join("kmsfs.volume")).unwrap();
+    let unlock = kmsfs::keys::UnlockOptions::default();
+    let refused = kmsfs::fs::Volume::open(&bench.source(), Access::ReadOnly, flags, &unlock);
+    assert_eq!(refused.err().map(|e| e.exit_code), Some(14));
 }

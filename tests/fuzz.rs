@@ -77,6 +77,7 @@ fn descriptors_have_one_form() {
             names: NameMode::Encrypted,
             files_per_data_key: 256,
             created: 1_700_000_000,
+            generation: 1,
         },
         compat: vec!["one".into()],
         ro_compat: vec![],

@@ -119,7 +119,7 @@ const FIELDS: &str = "version chunk_log2 header_blocks header-reserved generatio
     recipient-length recipient-reference recipient-wrapped-key directory-reserved parent-binding
     tag-block-reserved empty-tag-block record-type record-order record-reserved record-length
     record-count volume-id parameters volume-keys names files_per_data_key feature-name
-    master-slot-kind master-slot-reserved master-slot-cost master-slot-hint master-slot-length";
+    descriptor-generation master-slots-cost master-slot-kind master-slot-reserved master-slot-cost master-slot-hint master-slot-length";
 
 #[test]
 fn every_error_and_every_field_has_a_vector() {

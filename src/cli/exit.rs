@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use crate::fs::OpenError;
 pub use crate::fs::volume::exit::*;
 
+use super::output::harmless;
+
 /// An error with an exit code of its own.
 pub fn failure(code: i32, message: impl Into<String>) -> anyhow::Error {
     OpenError::new(code, message.into()).into()
@@ -21,7 +23,7 @@ pub fn report(program: &str, result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if !error.is::<OutputClosed>() {
         // A closed standard error must not turn into a panic.
-        let _ = writeln!(io::stderr(), "{program}: {error:#}");
+        let _ = writeln!(io::stderr(), "{program}: {}", harmless(&format!("{error:#}")));
     }
     ExitCode::from(u8::try_from(code_of(&error)).unwrap_or(1))
 }

@@ -42,6 +42,7 @@ struct VolumeFacts {
     names: &'static str,
     header_blocks: u8,
     files_per_data_key: u32,
+    generation: u64,
     features: Vec<String>,
     read_only_because: Option<String>,
     unlock: Vec<Way>,
@@ -132,6 +133,7 @@ fn volume_facts(args: &InfoArgs) -> anyhow::Result<VolumeFacts> {
         },
         header_blocks: params.header_blocks,
         files_per_data_key: params.files_per_data_key,
+        generation: params.generation,
         features: features.into_iter().flatten().cloned().collect(),
         read_only_because: descriptor.read_only_reason().map(str::to_owned),
         unlock: descriptor.masters.iter().map(way).collect(),
@@ -227,6 +229,7 @@ impl VolumeFacts {
         out.fact("file names", self.names)?;
         out.fact("header blocks", self.header_blocks.to_string())?;
         out.fact("files per data key", self.files_per_data_key.to_string())?;
+        out.fact("generation", self.generation.to_string())?;
         if !self.features.is_empty() {
             out.fact("features", self.features.join(", "))?;
         }
@@ -246,6 +249,7 @@ impl VolumeFacts {
 impl Way {
     fn text(&self) -> String {
         match (&self.path, self.argon2_memory_kib) {
+            (Some(path), _) if path.is_empty() => "key file (its place is not remembered)".into(),
             (Some(path), _) => format!("key file (made as {path})"),
             (None, Some(memory)) => format!(
                 "passphrase (Argon2id, {} MiB, {} passes, {} lanes)",

@@ -22,7 +22,7 @@ use super::exit::{FAILURE, failure};
 use super::mount::options::volume_id;
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
-use super::tree::{NEW_DESCRIPTOR_NAME, write_descriptor, write_durably};
+use super::tree::{NEW_DESCRIPTOR_NAME, write_descriptor, write_helper};
 
 /// File name of a directory's id.
 const DIRFILE_NAME: &str = "kmsfs.dir";
@@ -79,15 +79,20 @@ pub fn run(args: InitArgs) -> anyhow::Result<()> {
     let dir = prepare_directory(&args.dir)?;
     refuse_key_inside(&args)?;
     let passphrase_file = args.passphrase_file.clone();
-    let options = KeyOptions { passphrase_file, ..KeyOptions::default() }.creation_options();
+    // Named, because the volume may not be able to remember the place.
+    let keyfile = match &args.key {
+        KeySpec::Keyfile(path) => Some(path.clone()),
+        KeySpec::Passphrase | KeySpec::X25519(_) => None,
+    };
+    let options = KeyOptions { passphrase_file, keyfile, identity: None }.creation_options();
     let refused = |error| unlock_error(error, &args.dir);
     let descriptor = unlock::create(volume, params(&args)?, &args.key, &args.recipient, &options)
         .map_err(refused)?;
     let (_, unlocked) = unlock::unlock(&descriptor, &options).map_err(refused)?;
     let root = dirfile::encode(DirId(random_array()), |bytes| unlocked.keys.directory_mac(bytes));
 
-    write_durably(&args.dir, DIRFILE_NAME, DIRFILE_NAME, &root, 0o444)?;
-    write_descriptor(&args.dir, &descriptor)?;
+    write_helper(&dir, &args.dir, DIRFILE_NAME, &root)?;
+    write_descriptor(&dir, &args.dir, &descriptor)?;
     drop(dir);
     print(&args, volume)
 }
@@ -102,6 +107,7 @@ fn params(args: &InitArgs) -> anyhow::Result<Params> {
         },
         files_per_data_key: args.files_per_data_key,
         created: now.as_secs(),
+        generation: 1,
     })
 }
 

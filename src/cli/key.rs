@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::crypto::SecretBytes;
 use crate::crypto::wrap::Argon2Cost;
+use crate::format::descriptor::Descriptor;
 use crate::fs::Access;
 use crate::fs::rewrap::{Sweep, Swept};
 use crate::fs::survey::regular_bytes;
@@ -113,6 +114,7 @@ struct Generated {
 #[derive(Serialize)]
 struct Edited {
     descriptor_changed: bool,
+    generation: u64,
     headers: u64,
     rewritten: u64,
     problems: Vec<DamageLine>,
@@ -150,15 +152,18 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let (root, bytes) = locked(&args.dir, Access::ReadWrite)?;
     let options = args.keys.remembering_options();
     let mut editor = Editor::open(&bytes, &options).map_err(refused)?;
+    let before = editor.descriptor().params.generation;
     let descriptor_changed = change(args, &mut editor).map_err(refused)?;
     let bytes = editor.finish().map_err(refused)?;
     if descriptor_changed {
-        write_descriptor(&args.dir, &bytes)?;
+        write_descriptor(&root, &args.dir, &bytes)?;
     }
-    let mut edited = Edited { descriptor_changed, headers: 0, rewritten: 0, problems: Vec::new() };
+    let generation = generation_of(&bytes).map_err(refused)?;
+    let (headers, rewritten, problems) = (0, 0, Vec::new());
+    let mut edited = Edited { descriptor_changed, generation, headers, rewritten, problems };
     if matches!(args.key, KeySpec::X25519(_)) {
         let tree = Tree::unlock(root, &args.dir, &bytes, &options)?;
-        let (swept, problems) = sweep(&tree, args.json).with_context(|| {
+        let (swept, problems) = sweep(&tree, before, args.json).with_context(|| {
             let again = "run the same command again to finish the file headers";
             format!("{}: the descriptor is changed; {again}", args.dir.display())
         })?;
@@ -194,17 +199,22 @@ fn remove(args: &EditArgs, editor: &mut Editor) -> Result<bool, UnlockError> {
     Ok(true)
 }
 
+fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {
+    Ok(Descriptor::parse(descriptor)?.0.params.generation)
+}
+
 fn is_recipient(editor: &Editor, public: &[u8; 32]) -> bool {
     let name = X25519::name(public, 0);
     editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, &name))
 }
 
-fn sweep(tree: &Tree, json: bool) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
+fn sweep(tree: &Tree, before: u64, json: bool) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
     let screen = Screen::new("brought in line", json);
     screen.more(regular_bytes(&tree.root)?);
     let sweep = Sweep {
         context: tree.context.clone(),
         names: tree.descriptor.params.names,
+        generation: before,
         keyring: &tree.keyring,
         watch: &screen,
     };
@@ -220,9 +230,9 @@ impl Edited {
             return out.finish();
         }
         out.line(match (self.descriptor_changed, self.rewritten) {
-            (true, _) => "The descriptor is changed.",
-            (false, 0) => "Nothing to change.",
-            (false, _) => "The descriptor was right already.",
+            (true, _) => format!("The descriptor is changed (generation {}).", self.generation),
+            (false, 0) => "Nothing to change.".into(),
+            (false, _) => "The descriptor was right already.".into(),
         })?;
         if self.headers > 0 {
             out.line(format!("{} of {} file headers rewritten.", self.rewritten, self.headers))?;
@@ -233,13 +243,17 @@ impl Edited {
 
 fn change_passphrase(args: &PassphraseArgs) -> anyhow::Result<()> {
     let refused = |error| unlock_error(error, &args.dir);
-    let (_root, bytes) = locked(&args.dir, Access::ReadWrite)?;
+    let (root, bytes) = locked(&args.dir, Access::ReadWrite)?;
     let mut editor = Editor::open(&bytes, &args.keys.unlock_options()).map_err(refused)?;
     let mut change = || editor.change_passphrase(&args.new.read()?, Argon2Cost::DEFAULT);
     change().map_err(|error| refused(error.into()))?;
     let bytes = editor.finish().map_err(refused)?;
-    write_descriptor(&args.dir, &bytes)?;
+    write_descriptor(&root, &args.dir, &bytes)?;
+    let generation = generation_of(&bytes).map_err(refused)?;
     let mut out = Out::new();
-    out.line("The passphrase is changed. Old copies of kmsfs.volume still open with the old one.")?;
+    out.line(format!(
+        "The passphrase is changed (generation {generation}). Old copies of kmsfs.volume still \
+         open with the old one."
+    ))?;
     out.finish()
 }

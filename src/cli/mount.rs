@@ -2,6 +2,7 @@
 
 pub(super) mod options;
 
+use super::output::harmless;
 use crate::crypto::BACKEND;
 use crate::fs::volume::OpenError;
 use crate::fs::{Access, MountFlags, Volume};
@@ -49,6 +50,9 @@ struct Arguments {
     /// Refuse any volume but the one with this id
     #[arg(long, value_name = "ID", value_parser = options::volume_id)]
     expect_volume: Option<[u8; 16]>,
+    /// Refuse a descriptor older than generation N (`kmsfsctl info` shows it)
+    #[arg(long, value_name = "N", value_parser = options::generation)]
+    expect_generation: Option<u64>,
     /// Mount read-only
     #[arg(long, alias = "read-only", short = 'r')]
     ro: bool,
@@ -133,7 +137,8 @@ fn words(arguments: &Arguments) -> Result<Words, String> {
             word.clone_from(given);
         }
     }
-    words.expect_volume = arguments.expect_volume.or(words.expect_volume);
+    words.expect.volume = arguments.expect_volume.or(words.expect.volume);
+    words.expect.generation = arguments.expect_generation.or(words.expect.generation);
     Ok(words)
 }
 
@@ -154,7 +159,7 @@ fn run(arguments: Arguments, words: Words, inherited: &[i32]) -> i32 {
     match serve(config, inherited, open) {
         Ok(()) => 0,
         Err(SessionError { message, exit_code }) => {
-            eprintln!("kmsfs: {message}");
+            eprintln!("kmsfs: {}", harmless(&message));
             exit_code
         }
     }
@@ -180,20 +185,9 @@ fn open_volume(
         keyfile: words.keyfile,
         identity: words.identity,
         prompt: Some(Box::new(super::secrets::ask)),
+        expect: words.expect,
     };
-    let volume = Volume::open(source, access, flags, &unlock)?;
-    let found = volume.descriptor().volume.0;
-    if words.expect_volume.is_some_and(|wanted| wanted != found) {
-        let message = format!(
-            "{} holds volume {}, not the expected one",
-            source.display(),
-            data_encoding::HEXLOWER.encode(&found)
-        );
-        // A failure to close changes nothing about the refusal.
-        let _ = volume.shutdown();
-        return Err(OpenError { message, exit_code: super::exit::FAILURE });
-    }
-    Ok(volume)
+    Volume::open(source, access, flags, &unlock)
 }
 
 #[cfg(test)]
@@ -208,8 +202,9 @@ mod tests {
     #[test]
     fn long_options_are_words_too() {
         let id = "00112233445566778899aabbccddeeff";
-        let long = ["--ro", "--allow-other", "--keyfile", "/k", "--expect-volume", id];
-        let list = format!("ro,allow_other,keyfile=/k,expect-volume={id}");
+        let pins = ["--expect-volume", id, "--expect-generation", "7"];
+        let long = [&["--ro", "--allow-other", "--keyfile", "/k"][..], &pins].concat();
+        let list = format!("ro,allow_other,keyfile=/k,expect-volume={id},expect-generation=7");
         assert_eq!(parse(&long).unwrap(), parse(&["-o", &list]).unwrap());
     }
 

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::exit::OutputClosed;
+pub use crate::sys::logging::harmless;
 
 /// Buffered standard output whose errors are [`OutputClosed`] when the reader has gone.
 pub struct Out(io::BufWriter<io::StdoutLock<'static>>);
@@ -64,11 +65,7 @@ pub fn shown(bytes: &[u8]) -> String {
         for c in piece.valid().chars() {
             match c {
                 '\\' => text.push_str("\\\\"),
-                c if c.is_control() => {
-                    for byte in c.to_string().bytes() {
-                        push_hex(&mut text, byte);
-                    }
-                }
+                c if c.is_control() => text.push_str(&harmless(&c.to_string())),
                 c => text.push(c),
             }
         }
@@ -106,5 +103,6 @@ mod tests {
         assert_eq!(shown(b"a\\x1b"), "a\\\\x1b");
         assert_eq!(shown(b"\xff\n"), "\\xff\\x0a");
         assert_eq!(shown("\u{85}".as_bytes()), "\\xc2\\x85");
+        assert_eq!(harmless("größe \\ \u{1b}[31m\n\u{85}"), "größe \\ \\x1b[31m\\x0a\\xc2\\x85");
     }
 }

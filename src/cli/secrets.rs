@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::crypto::SecretBytes;
 use crate::keys::UnlockOptions;
-use crate::keys::unlock::Prompt;
+use crate::keys::unlock::{Expect, Prompt};
 
 /// The key options every command that opens a volume takes.
 #[derive(Args, Clone, Default)]
@@ -54,6 +54,7 @@ impl KeyOptions {
             keyfile: self.keyfile.clone(),
             identity: self.identity.clone(),
             prompt: Some(prompt),
+            expect: Expect::default(),
         }
     }
 }

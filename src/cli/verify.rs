@@ -134,6 +134,7 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
     let verifier = Verifier {
         context: tree.context.clone(),
         names: tree.descriptor.params.names,
+        generation: tree.descriptor.params.generation,
         keyring: &tree.keyring,
         watch: &screen,
     };

@@ -4,6 +4,7 @@
 //! encapsulation. Wrapping needs the public key only.
 
 use super::{AuthError, Secret};
+use crate::sys;
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::X25519HkdfSha256;
@@ -52,12 +53,15 @@ pub fn seal(
     let (enc, body) = out.split_at_mut(ENC);
     let (body, tag) = body.split_at_mut(32);
     body.copy_from_slice(key.expose());
-    let (encapped, sealed_tag) = hpke::single_shot_seal_inout_detached::<
-        AesGcm256,
-        HkdfSha256,
-        X25519HkdfSha256,
-    >(&OpModeS::Base, &public, INFO, (&mut *body).into(), context)
-    .map_err(|_| {
+    let sealed = hpke::single_shot_seal_inout_detached::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
+        &OpModeS::Base,
+        &public,
+        INFO,
+        (&mut *body).into(),
+        context,
+    );
+    sys::scrub_stack();
+    let (encapped, sealed_tag) = sealed.map_err(|_| {
         zeroize::Zeroize::zeroize(body);
         AuthError
     })?;
@@ -73,7 +77,7 @@ pub fn open(identity: &Identity, context: &[u8], wrapped: &[u8]) -> Result<Secre
     let (body, tag) = body.split_at(32);
     let enc = <X25519HkdfSha256 as Kem>::EncappedKey::from_bytes(enc).map_err(|_| AuthError)?;
     let tag = hpke::aead::AeadTag::from_bytes(tag).map_err(|_| AuthError)?;
-    Secret::build(|out| {
+    let opened = Secret::build(|out| {
         out.copy_from_slice(body);
         hpke::single_shot_open_inout_detached::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
             &OpModeR::Base,
@@ -85,7 +89,9 @@ pub fn open(identity: &Identity, context: &[u8], wrapped: &[u8]) -> Result<Secre
             &tag,
         )
         .map_err(|_| AuthError)
-    })
+    });
+    sys::scrub_stack();
+    opened
 }
 
 #[cfg(test)]

@@ -31,18 +31,19 @@ impl VolumeKeys {
         fn subkey<const N: usize>(key: &VolumeKey, volume: VolumeId, name: &[u8]) -> Secret<N> {
             mac::hkdf(key.0.expose(), &volume.0, &[b"kmsfs v1 ", name])
         }
-        let macs = Locked::new(Macs {
-            header: MacKey::new(&subkey(key, volume, b"header mac")),
-            descriptor: MacKey::new(&subkey(key, volume, b"descriptor mac")),
-            directory: MacKey::new(&subkey(key, volume, b"directory mac")),
-        });
-        sys::scrub_stack();
-        Self {
-            macs,
+        let keys = Self {
+            macs: Locked::new(Macs {
+                header: MacKey::new(&subkey(key, volume, b"header mac")),
+                descriptor: MacKey::new(&subkey(key, volume, b"descriptor mac")),
+                directory: MacKey::new(&subkey(key, volume, b"directory mac")),
+            }),
             names: subkey(key, volume, b"names"),
             symlinks: subkey(key, volume, b"symlinks"),
             xattrs: subkey(key, volume, b"xattrs"),
-        }
+        };
+        // Last: every derivation leaves the end of its output on the stack.
+        sys::scrub_stack();
+        keys
     }
     /// Header MAC.
     pub fn header_mac(&self, bytes: &[u8]) -> [u8; 32] {

@@ -3,8 +3,11 @@
 //! passphrase or key file → KEK → master key (in the descriptor) → volume key and data keys.
 
 use super::{AuthError, Secret, SecretBytes, mac, siv};
-use crate::format::descriptor::{MAX_ARGON2_KIB, MAX_ARGON2_LANES, MAX_ARGON2_PASSES};
+use crate::format::descriptor::{
+    MAX_ARGON2_KIB, MAX_ARGON2_LANES, MAX_ARGON2_PASSES, MAX_ARGON2_WORK,
+};
 use crate::format::{DataKeyId, VolumeId};
+use crate::sys;
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use thiserror::Error;
 use zeroize::Zeroize;
@@ -30,9 +33,8 @@ impl Argon2Cost {
     pub const DEFAULT: Self = Self { m_kib: 64 * 1024, t: 3, p: 4 };
     /// The most of each that is accepted, the format's own bounds.
     pub const MAX: Self = Self { m_kib: MAX_ARGON2_KIB, t: MAX_ARGON2_PASSES, p: MAX_ARGON2_LANES };
-    /// The most work that is accepted, KiB times passes: minutes, so that a forged descriptor can
-    /// neither exhaust memory nor hang a mount for hours.
-    pub const MAX_WORK: u64 = 64 << 20;
+    /// The most work that is accepted, KiB times passes, the format's own bound.
+    pub const MAX_WORK: u64 = MAX_ARGON2_WORK;
 
     /// Within bounds and within what Argon2 defines?
     fn params(self) -> Result<Params, KdfError> {
@@ -100,12 +102,15 @@ pub fn kek_from_passphrase(
             .map_err(|_| KdfError::Cost(cost))
     });
     memory.iter_mut().for_each(Zeroize::zeroize);
+    sys::scrub_stack();
     key
 }
 
 /// Key-encryption key of a key-file slot, from the 32 bytes the key file holds.
 pub fn kek_from_keyfile(secret: &Secret<32>, salt: &[u8; 16]) -> Secret<64> {
-    mac::hkdf(secret.expose(), salt, &[b"kmsfs v1 keyfile"])
+    let key = mac::hkdf(secret.expose(), salt, &[b"kmsfs v1 keyfile"]);
+    sys::scrub_stack();
+    key
 }
 
 /// The master key under a key-encryption key.
@@ -128,7 +133,9 @@ pub struct LocalWrapKey(Secret<64>);
 impl LocalWrapKey {
     /// Derives it.
     pub fn derive(master: &Secret<32>, volume: VolumeId) -> Self {
-        Self(mac::hkdf(master.expose(), &volume.0, &[b"kmsfs v1 local wrap"]))
+        let key = mac::hkdf(master.expose(), &volume.0, &[b"kmsfs v1 local wrap"]);
+        sys::scrub_stack();
+        Self(key)
     }
     /// A wrapped copy bound to `context`. Deterministic.
     pub fn seal(&self, context: &[u8; CONTEXT], key: &Secret<32>) -> [u8; WRAPPED] {

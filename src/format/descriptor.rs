@@ -24,11 +24,15 @@ pub const MAX_FEATURES: usize = 64;
 /// Longest key-file hint, bytes.
 pub const MAX_HINT: usize = 4096;
 /// Most Argon2 memory a descriptor may ask for, KiB.
-pub const MAX_ARGON2_KIB: u32 = 4 << 20;
+pub const MAX_ARGON2_KIB: u32 = 1 << 20;
 /// Most Argon2 passes.
 pub const MAX_ARGON2_PASSES: u32 = 64;
 /// Most Argon2 lanes.
 pub const MAX_ARGON2_LANES: u32 = 64;
+/// Most Argon2 memory times passes of one slot, KiB: seconds of work.
+pub const MAX_ARGON2_WORK: u64 = 8 << 20;
+/// Most Argon2 memory times passes of all slots together, KiB: what one wrong passphrase may cost.
+pub const MAX_ARGON2_TOTAL: u64 = 16 << 20;
 /// Most new files that share a data key.
 pub const MAX_FILES_PER_DATA_KEY: u32 = 65536;
 
@@ -62,7 +66,7 @@ pub enum NameMode {
     Plain = 2,
 }
 
-/// Volume parameters, fixed at init.
+/// Volume parameters. All but the generation are fixed at init.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Params {
     /// 1, 2 or 4.
@@ -73,6 +77,8 @@ pub struct Params {
     pub files_per_data_key: u32,
     /// Seconds since 1970.
     pub created: u64,
+    /// 1 at first, one more with each change of the descriptor: which of two is the later one.
+    pub generation: u64,
 }
 
 /// How a local master key is unlocked.
@@ -251,7 +257,7 @@ impl Parts {
             kind::VOLUME => self.volume = Some(VolumeId(exact(payload)?)),
             kind::PARAMS => self.params = Some(Params::decode(&exact(payload)?)?),
             kind::COMPAT..=kind::INCOMPAT => self.feature(kind, payload)?,
-            kind::MASTER => push(&mut self.masters, MasterSlot::decode(payload)?, MAX_MASTERS)?,
+            kind::MASTER => self.master(payload)?,
             kind::ALLOWED => push(&mut self.allowed, key(payload, Role::NameOnly)?, MAX_KEYS)?,
             kind::VOLUME_KEY => {
                 push(&mut self.volume_keys, key(payload, Role::Wrapped)?, MAX_KEYS)?;
@@ -259,6 +265,14 @@ impl Parts {
             _ => drop(exact::<MAC_LEN>(payload)?),
         }
         Ok(kind)
+    }
+    fn master(&mut self, payload: &[u8]) -> Result<(), FormatError> {
+        let slot = MasterSlot::decode(payload)?;
+        let work = slot.work() + self.masters.iter().map(MasterSlot::work).sum::<u64>();
+        if work > MAX_ARGON2_TOTAL {
+            return Err(FormatError::Field("master slots cost"));
+        }
+        push(&mut self.masters, slot, MAX_MASTERS)
     }
     fn feature(&mut self, kind: u16, payload: &[u8]) -> Result<(), FormatError> {
         let name = feature_name(payload)?;
@@ -314,15 +328,16 @@ fn key(payload: &[u8], role: Role) -> Result<Recipient, FormatError> {
 }
 
 impl Params {
-    fn encode(&self) -> [u8; 16] {
-        let mut out = [0; 16];
+    fn encode(&self) -> [u8; 24] {
+        let mut out = [0; 24];
         out[..4].copy_from_slice(&[SUITE, CHUNK_LOG2, self.header_blocks, self.names as u8]);
         out[4..8].copy_from_slice(&self.files_per_data_key.to_le_bytes());
-        out[8..].copy_from_slice(&self.created.to_le_bytes());
+        out[8..16].copy_from_slice(&self.created.to_le_bytes());
+        out[16..].copy_from_slice(&self.generation.to_le_bytes());
         out
     }
-    /// Order: suite, chunk size, header blocks, names, files per data key.
-    fn decode(bytes: &[u8; 16]) -> Result<Self, FormatError> {
+    /// Order: suite, chunk size, header blocks, names, files per data key, generation.
+    fn decode(bytes: &[u8; 24]) -> Result<Self, FormatError> {
         let mut r = Reader::new(bytes, "parameters");
         check_suite(r.u8()?, r.u8()?)?;
         let header_blocks = Layout::new(r.u8()?)?.header_blocks();
@@ -335,11 +350,22 @@ impl Params {
         if !(1..=MAX_FILES_PER_DATA_KEY).contains(&files_per_data_key) {
             return Err(FormatError::Field("files_per_data_key"));
         }
-        Ok(Self { header_blocks, names, files_per_data_key, created: r.u64()? })
+        let (created, generation) = (r.u64()?, r.u64()?);
+        if generation == 0 {
+            return Err(FormatError::Field("descriptor generation"));
+        }
+        Ok(Self { header_blocks, names, files_per_data_key, created, generation })
     }
 }
 
 impl MasterSlot {
+    /// Argon2 memory times passes, KiB.
+    fn work(&self) -> u64 {
+        match self.kdf {
+            MasterKdf::Keyfile => 0,
+            MasterKdf::Passphrase { m_kib, t, .. } => u64::from(m_kib) * u64::from(t),
+        }
+    }
     fn encode(&self) -> Vec<u8> {
         let (kind, [m_kib, t, p]) = match self.kdf {
             MasterKdf::Keyfile => (1, [0; 3]),
@@ -353,7 +379,8 @@ impl MasterSlot {
         out.extend(self.wrapped);
         out
     }
-    /// Order: kind, reserved, derivation cost, hint (UTF-8, length, none for passphrases), end.
+    /// Order: kind, reserved, derivation cost, hint (UTF-8, characters, length, none for
+    /// passphrases), end.
     fn decode(payload: &[u8]) -> Result<Self, FormatError> {
         let mut r = Reader::new(payload, "master slot length");
         let kind = r.u8()?;
@@ -366,7 +393,8 @@ impl MasterSlot {
         let salt = r.array()?;
         let hint_len = usize::from(r.u16()?);
         let most = if kind == 1 { MAX_HINT } else { 0 };
-        let hint = std::str::from_utf8(r.take(hint_len)?).ok().filter(|h| h.len() <= most);
+        let hint = std::str::from_utf8(r.take(hint_len)?).ok();
+        let hint = hint.filter(|hint| hint.len() <= most && is_hint(hint));
         let hint = hint.ok_or(FormatError::Field("master slot hint"))?.to_owned();
         let wrapped = r.array()?;
         if !r.is_done() {
@@ -374,6 +402,12 @@ impl MasterSlot {
         }
         Ok(Self { kdf, salt, hint, wrapped })
     }
+}
+
+/// May this path be remembered? It is shown to people before anything vouches for it, so a terminal
+/// must have nothing to obey in it.
+pub fn is_hint(path: &str) -> bool {
+    path.len() <= MAX_HINT && !path.contains(char::is_control)
 }
 
 fn keyfile(cost: &[u8; 12]) -> Result<MasterKdf, FormatError> {
@@ -385,7 +419,8 @@ fn passphrase(cost: &[u8; 12]) -> Result<MasterKdf, FormatError> {
     let (m_kib, t, p) = (r.u32()?, r.u32()?, r.u32()?);
     let fits = (1..=MAX_ARGON2_LANES).contains(&p)
         && (1..=MAX_ARGON2_PASSES).contains(&t)
-        && (8 * p..=MAX_ARGON2_KIB).contains(&m_kib);
+        && (8 * p..=MAX_ARGON2_KIB).contains(&m_kib)
+        && u64::from(m_kib) * u64::from(t) <= MAX_ARGON2_WORK;
     if fits {
         Ok(MasterKdf::Passphrase { m_kib, t, p })
     } else {

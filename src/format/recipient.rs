@@ -38,11 +38,15 @@ impl RecipientKind {
             _ => Err(FormatError::Field("recipient kind")),
         }
     }
-    fn ref_len_ok(self, len: usize) -> bool {
+    /// An ARN is shown to people before anything vouches for it: visible ASCII.
+    fn ref_ok(self, key_ref: &[u8]) -> bool {
+        let len = key_ref.len();
         match self {
             Self::LocalMaster => len == 0,
             Self::X25519 => len == 32,
-            Self::AwsKms => (1..=MAX_REF).contains(&len),
+            Self::AwsKms => {
+                (1..=MAX_REF).contains(&len) && key_ref.iter().all(u8::is_ascii_graphic)
+            }
         }
     }
     fn wrapped_len_ok(self, len: usize) -> bool {
@@ -79,10 +83,10 @@ impl Recipient {
     pub fn encoded_len(&self) -> usize {
         RECORD_FIXED + self.key_ref.len() + self.wrapped.len()
     }
-    /// Refuses lengths the kind does not have: `Field("recipient reference")`, then
+    /// Refuses lengths and references the kind does not have: `Field("recipient reference")`, then
     /// `Field("recipient wrapped key")`.
     pub(super) fn check(&self, role: Role) -> Result<(), FormatError> {
-        if !self.kind.ref_len_ok(self.key_ref.len()) {
+        if !self.kind.ref_ok(&self.key_ref) {
             return Err(FormatError::Field("recipient reference"));
         }
         let len = self.wrapped.len();
@@ -308,7 +312,7 @@ mod tests {
             (1, 6145, false),
         ] {
             let mut big = recipient(RecipientKind::AwsKms);
-            (big.key_ref, big.wrapped) = (vec![1; r], vec![2; w]);
+            (big.key_ref, big.wrapped) = (vec![b'r'; r], vec![2; w]);
             let mut bytes = Vec::new();
             big.encode(&mut bytes);
             let read = Recipient::decode(&mut Reader::new(&bytes, "short"), Role::Wrapped);

@@ -12,7 +12,7 @@ use super::backing;
 use super::dirs::Loc;
 use super::error::{FsError, FsResult};
 use super::inode::{FileState, Inode};
-use super::volume::{Atime, Fh, Opened, Volume, WriteHow};
+use super::volume::{Atime, Fh, Opened, Volume, WriteHow, refuse_rolled_back};
 use crate::format::header::Header;
 use crate::store::{Content, FileStorage, Storage, StoreError};
 
@@ -153,6 +153,7 @@ impl Volume {
         write: bool,
     ) -> FsResult<Content> {
         let header = Content::read_header(&self.ctx, &*storage)?;
+        refuse_rolled_back(header.wrap_epoch, self.descriptor().params.generation)?;
         self.check_shown_size(inode, &header, backing_len)?;
         let key = self.keyring.data_key(&header.current)?;
         let next = header.next.as_ref().map(|slot| self.keyring.data_key(slot)).transpose()?;

@@ -4,11 +4,11 @@
 use super::error::{FsError, FsResult};
 use crate::crypto::VolumeKeys;
 use crate::crypto::volumekeys::{decode_name, encode_name, long_name_hash};
-use crate::format::DirId;
 use crate::format::descriptor::NameMode;
+use crate::format::{DirId, is_name};
 
 /// Longest plaintext name in bytes, as everywhere on Linux.
-pub const NAME_MAX: usize = 255;
+pub use crate::format::NAME_MAX;
 /// Longest symlink target in bytes (PATH_MAX without its NUL).
 pub const TARGET_MAX: usize = 4095;
 /// Everything beginning so is ours.
@@ -78,6 +78,9 @@ impl NameCodec<'_> {
         if name.len() > NAME_MAX {
             return Err(FsError::Errno(libc::ENAMETOOLONG));
         }
+        if !is_name(name) {
+            return Err(FsError::Errno(libc::EINVAL));
+        }
         match self.mode {
             NameMode::Plain => plain_entry(name),
             NameMode::Encrypted => {
@@ -99,9 +102,7 @@ impl NameCodec<'_> {
         }
         if raw.starts_with(RESERVED) {
             return match self.mode {
-                NameMode::Plain if raw.starts_with(ESCAPE) => {
-                    Listed::Name(raw[ESCAPE.len()..].to_vec())
-                }
+                NameMode::Plain if raw.starts_with(ESCAPE) => escaped(&raw[ESCAPE.len()..]),
                 NameMode::Encrypted if raw.starts_with(LONG) && !raw.ends_with(SIDECAR) => {
                     Listed::Long
                 }
@@ -112,7 +113,7 @@ impl NameCodec<'_> {
             return Listed::Name(raw.to_vec());
         }
         let opened = dir.zip(decode_name(raw)).and_then(|(d, s)| self.keys.open_name(d, &s).ok());
-        opened.map_or(Listed::Unreadable, Listed::Name)
+        opened.filter(|name| is_name(name)).map_or(Listed::Unreadable, Listed::Name)
     }
 
     /// The name a sidecar holds; checks that it belongs to `entry`.
@@ -124,6 +125,7 @@ impl NameCodec<'_> {
         belongs
             .then(|| self.keys.open_name(dir, sidecar).ok())
             .flatten()
+            .filter(|name| is_name(name))
             .ok_or_else(|| FsError::Damaged("the sidecar of a long name does not match it".into()))
     }
 
@@ -155,6 +157,13 @@ fn plain_entry(name: &[u8]) -> FsResult<Entry> {
         return Err(FsError::Errno(libc::ENAMETOOLONG));
     }
     Ok(Entry { backing, sidecar: None })
+}
+
+/// What an escape stands before. Only reserved names are stored so: anything else was planted, and
+/// would double a name or be none at all.
+fn escaped(rest: &[u8]) -> Listed {
+    let ours = rest.starts_with(RESERVED) && is_name(rest);
+    if ours { Listed::Name(rest.to_vec()) } else { Listed::Unreadable }
 }
 
 /// Plaintext length of a symlink whose backing target has `len` bytes; `None` when the target stands

@@ -12,6 +12,7 @@ use super::backing;
 use super::error::FsResult;
 use super::survey::{Damage, Found, Survey, Visitor};
 use super::verify::Watch;
+use super::volume::refuse_rolled_back;
 use crate::format::descriptor::NameMode;
 use crate::keys::Keyring;
 use crate::store::content::VolumeContext;
@@ -35,6 +36,9 @@ pub struct Sweep<'a> {
     pub context: Arc<VolumeContext>,
     /// How names are stored.
     pub names: NameMode,
+    /// Generation of the descriptor before the change that this sweep follows: no header can be of a
+    /// later one.
+    pub generation: u64,
     /// Wraps for the volume's present recipients.
     pub keyring: &'a Keyring,
     /// Who is told.
@@ -56,6 +60,8 @@ impl Sweep<'_> {
     fn header(&self, found: &Found) -> FsResult<bool> {
         let reading = FileStorage(backing::open_file(&*found.parent, &found.entry, false)?);
         let header = Content::read_header(&self.context, &reading)?;
+        // Or a descriptor that was rolled back would spread the recipients it still names.
+        refuse_rolled_back(header.wrap_epoch, self.generation)?;
         let current = self.keyring.rewrap(&header.current)?;
         let next = header.next.as_ref().map(|slot| self.keyring.rewrap(slot)).transpose()?;
         let [current, next] = [current, next.flatten()].map(|slot| slot.map(|s| s.recipients));

@@ -232,6 +232,9 @@ impl Survey<'_> {
                 Ok(name) => return Some(name),
                 Err(error) => Some(error.to_string()),
             },
+            Listed::Unreadable if self.names == NameMode::Plain => {
+                Some("an escaped name that stands for no name of a file".to_owned())
+            }
             // One report for the directory is enough when it is its id that is missing.
             Listed::Unreadable => open.id.map(|_| "the name does not decrypt".to_owned()),
         };

@@ -14,6 +14,7 @@ use super::backing;
 use super::dirs::Loc;
 use super::error::FsResult;
 use super::survey::{Damage, Found, Survey, Visitor};
+use super::volume::refuse_rolled_back;
 use super::xattr;
 use crate::crypto::{VolumeKeys, volumekeys};
 use crate::format::descriptor::NameMode;
@@ -60,6 +61,8 @@ pub struct Verifier<'a> {
     pub context: Arc<VolumeContext>,
     /// How names are stored.
     pub names: NameMode,
+    /// Generation of the descriptor.
+    pub generation: u64,
     /// Data keys.
     pub keyring: &'a Keyring,
     /// Who is told.
@@ -113,6 +116,7 @@ impl Verifier<'_> {
         let file = backing::open_file(&*found.parent, &found.entry, false)?;
         let storage: Arc<dyn Storage> = Arc::new(FileStorage(file));
         let header = Content::read_header(&self.context, &*storage)?;
+        refuse_rolled_back(header.wrap_epoch, self.generation)?;
         let object = header.object.0;
         let wanted = self.context.layout.backing_len(header.size);
         if storage.len()? > wanted {
@@ -152,17 +156,21 @@ impl Verifier<'_> {
 
 /// Whether name and value of a stored attribute open; `None` if it is not one of ours.
 fn attribute_opens(keys: &VolumeKeys, object: &[u8; 16], loc: &Loc, stored: &[u8]) -> Option<bool> {
-    let text = xattr::SPACES.iter().find_map(|space| stored.strip_prefix(space.as_bytes()))?;
+    let space = xattr::SPACES.into_iter().find(|space| stored.starts_with(space.as_bytes()))?;
+    let text = &stored[space.len()..];
     let opens = || {
         let raw = xattr::get(loc, stored).ok()?;
         let short;
         let (sealed, value) = if text.starts_with(xattr::LONG.as_bytes()) {
-            xattr::split_long(&raw)?
+            xattr::split_long(stored, &raw)?
         } else {
             short = volumekeys::decode_name(text)?;
             (&short[..], &raw[..])
         };
         let name = keys.open_xattr_name(object, sealed).ok()?;
+        if xattr::space_of(&name) != Some(space) {
+            return None;
+        }
         keys.open_xattr_value(object, &name, value).ok()
     };
     Some(opens().is_some())

@@ -148,8 +148,8 @@ impl Volume {
         unlock: &UnlockOptions,
     ) -> Result<Self, OpenError> {
         let root = open_root(source)?;
-        let bytes = read_descriptor(&root, source)?;
         lock_root(&root, source, access)?;
+        let bytes = read_descriptor(&root, source)?;
         let (descriptor, unlocked) =
             crate::keys::unlock(&bytes, unlock).map_err(|e| unlock_error(e, source))?;
         if let (Access::ReadWrite, Some(feature)) = (access, descriptor.read_only_reason()) {
@@ -389,6 +389,19 @@ pub fn volume_context(
     })
 }
 
+/// Refuses a file whose keys were wrapped for a later descriptor than the one the volume was opened
+/// with: recipients that were removed may be in that one.
+pub(super) fn refuse_rolled_back(wrap_epoch: u64, generation: u64) -> FsResult<()> {
+    if wrap_epoch <= generation {
+        return Ok(());
+    }
+    Err(FsError::Damaged(format!(
+        "its keys were wrapped for generation {wrap_epoch} of {DESCRIPTOR_NAME}, which is of \
+         generation {generation} now: the descriptor has been rolled back to an older copy; put the \
+         newer one back"
+    )))
+}
+
 /// Opens a backing root directory.
 pub fn open_root(source: &Path) -> Result<OwnedFd, OpenError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -507,6 +520,7 @@ impl OpenError {
 pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
     let exit_code = match &error {
         UnlockError::Format(_) => exit::FORMAT,
+        UnlockError::Unexpected(_) => exit::FAILURE,
         UnlockError::Key(KeyError::WrongKey(_) | KeyError::NotOurs(_)) => exit::WRONG_KEY,
         UnlockError::Key(KeyError::Misconfigured(_)) => exit::KEY_MATERIAL,
         UnlockError::Key(KeyError::Tampered(_)) => exit::FORMAT,
@@ -518,7 +532,9 @@ pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
         UnlockError::Format(format) => {
             format!("{}: {DESCRIPTOR_NAME} is refused: {format}", source.display())
         }
-        UnlockError::Key(key) => format!("{}: {key}", source.display()),
+        UnlockError::Key(_) | UnlockError::Unexpected(_) => {
+            format!("{}: {error}", source.display())
+        }
     };
     OpenError { message, exit_code }
 }

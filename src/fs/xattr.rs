@@ -22,6 +22,8 @@ const SIZE_MAX: usize = 64 << 10;
 const NAME_MAX: usize = 255;
 /// Bytes of the length before a long attribute name in its value.
 const LONG_HEAD: usize = 2;
+/// Longest sealed attribute name, bytes.
+const LONG_SEALED_MAX: u16 = NAME_MAX as u16 + 16;
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 
@@ -56,13 +58,7 @@ impl Volume {
         if name == ACL_ACCESS || name == ACL_DEFAULT {
             return if self.flags.acl { Class::Acl } else { Class::Unsupported };
         }
-        if name.starts_with(b"user.") {
-            Class::Sealed(SPACES[0])
-        } else if name.starts_with(b"trusted.") || name.starts_with(b"security.") {
-            Class::Sealed(SPACES[1])
-        } else {
-            Class::Unsupported
-        }
+        space_of(name).map_or(Class::Unsupported, Class::Sealed)
     }
 
     /// Value of an attribute.
@@ -106,7 +102,7 @@ impl Volume {
     ) -> FsResult<Vec<u8>> {
         let sealed = match &stored.long {
             None => Some(raw),
-            Some(long) => split_long(raw).filter(|(n, _)| n == long).map(|(_, value)| value),
+            Some(_) => split_long(stored.name.as_bytes(), raw).map(|(_, value)| value),
         };
         sealed
             .and_then(|s| self.keys.open_xattr_value(object, name, s).ok())
@@ -205,11 +201,13 @@ impl Volume {
         let text = &stored[space.len()..];
         let sealed = if text.starts_with(LONG.as_bytes()) {
             let raw = self.at(inode, |loc| Ok(get(loc, stored)?)).ok()?;
-            split_long(&raw)?.0.to_vec()
+            split_long(stored, &raw).map(|(name, _)| name.to_vec())
         } else {
-            decode_name(text)?
+            decode_name(text)
         };
-        let name = self.keys.open_xattr_name(object, &sealed).ok();
+        let name = sealed
+            .and_then(|sealed| self.keys.open_xattr_name(object, &sealed).ok())
+            .filter(|name| space_of(name) == Some(space));
         if name.is_none() {
             let _ = self.note(inode, damaged("name does not authenticate; left out of the list"));
         }
@@ -299,9 +297,26 @@ fn join_long(name: &[u8], value: &[u8]) -> Vec<u8> {
     [&(name.len() as u16).to_le_bytes()[..], name, value].concat()
 }
 
-pub(super) fn split_long(raw: &[u8]) -> Option<(&[u8], &[u8])> {
+/// Sealed name and sealed value of an attribute with a long name; `None` unless the name belongs to
+/// the stored one and does not fit there itself.
+pub(super) fn split_long<'a>(stored: &[u8], raw: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let len = u16::from_le_bytes(raw.get(..LONG_HEAD)?.try_into().ok()?);
-    raw[LONG_HEAD..].split_at_checked(usize::from(len))
+    let (name, value) = raw[LONG_HEAD..].split_at_checked(usize::from(len))?;
+    let space = SPACES.iter().find(|space| stored.starts_with(space.as_bytes()))?;
+    let is_long = space.len() + encode_name(name).len() > NAME_MAX && len <= LONG_SEALED_MAX;
+    let hash = stored[space.len()..].strip_prefix(LONG.as_bytes())?;
+    (is_long && hash == long_name_hash(name).as_bytes()).then_some((name, value))
+}
+
+/// The stored prefix that attributes of this name belong under.
+pub(super) fn space_of(name: &[u8]) -> Option<&'static str> {
+    if name.starts_with(b"user.") {
+        Some(SPACES[0])
+    } else if name.starts_with(b"trusted.") || name.starts_with(b"security.") {
+        Some(SPACES[1])
+    } else {
+        None
+    }
 }
 
 /// Path of an entry for the `l*xattr` calls, which do not follow it.

@@ -16,7 +16,7 @@ use crate::format::descriptor::{Descriptor, MAX_MASTERS, MasterKdf, MasterSlot, 
 use crate::format::header::{self, KeySlot, Recipient};
 use crate::format::layout::Layout;
 use crate::format::recipient::MAX_RECIPIENTS;
-use crate::format::{DataKeyId, VolumeId};
+use crate::format::{DataKeyId, FormatError, VolumeId};
 use std::path::Path;
 
 /// Epoch of every wrapping key until its material is replaced.
@@ -44,7 +44,7 @@ pub(super) fn create(
         allowed: vec![],
         volume_keys: vec![],
     };
-    let mut editor = Editor { descriptor, volume_key, keys, master: None };
+    let mut editor = Editor { descriptor, before: None, volume_key, keys, master: None };
     editor.push_recipient(&LocalMaster::new(&master, volume, FIRST_EPOCH))?;
     for recipient in recipients {
         match recipient {
@@ -73,6 +73,8 @@ pub(super) fn create(
 /// An opened descriptor being changed. Nothing is written: [`Self::finish`] gives the new bytes.
 pub struct Editor {
     descriptor: Descriptor,
+    /// As it was opened; a new volume has none.
+    before: Option<Descriptor>,
     volume_key: VolumeKey,
     keys: VolumeKeys,
     /// The master key and the slot it was opened with, if that still stands.
@@ -85,7 +87,8 @@ impl Editor {
         let (descriptor, opened) = Opened::open(bytes, options)?;
         let Opened { volume_key, keys, master, .. } = opened;
         let master = master.map(|opened| (opened.master, Some(opened.slot)));
-        Ok(Self { descriptor, volume_key, keys, master })
+        let before = Some(descriptor.clone());
+        Ok(Self { descriptor, before, volume_key, keys, master })
     }
 
     /// The descriptor as it stands.
@@ -93,8 +96,13 @@ impl Editor {
         &self.descriptor
     }
 
-    /// The new descriptor file.
-    pub fn finish(self) -> Result<Vec<u8>, UnlockError> {
+    /// The new descriptor file. Its generation is one higher if anything was changed.
+    pub fn finish(mut self) -> Result<Vec<u8>, UnlockError> {
+        if self.before.as_ref().is_some_and(|before| *before != self.descriptor) {
+            let next = self.descriptor.params.generation.checked_add(1);
+            self.descriptor.params.generation =
+                next.ok_or(FormatError::Field("descriptor generation"))?;
+        }
         Ok(self.descriptor.encode_checked(|bytes| self.keys.descriptor_mac(bytes))?)
     }
 

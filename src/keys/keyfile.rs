@@ -9,6 +9,7 @@ use crate::crypto::{Secret, SecretBytes};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use zeroize::{Zeroize, Zeroizing};
@@ -71,11 +72,13 @@ pub fn read_passphrase_file(path: &Path) -> Result<SecretBytes, KeyError> {
 
 fn read_secret(path: &Path, what: &str, first_line: &[u8]) -> Result<Secret<32>, KeyError> {
     let failed = |e| unreadable(path, what, &e);
-    // Non-blocking, so that a pipe put in its place cannot hang the mount.
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    // Named first and opened only if it is what it must be: the path may come from a descriptor that
+    // nothing vouches for yet, and opening a device or a pipe may do something.
+    let named = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+    let named = named.map_err(failed)?;
     let me = rustix::process::geteuid().as_raw();
-    check_owner(path, what, &file.metadata().map_err(failed)?, me)?;
+    check_owner(path, what, &named.metadata().map_err(failed)?, me)?;
+    let file = File::open(format!("/proc/self/fd/{}", named.as_raw_fd())).map_err(failed)?;
     let mut text = Zeroizing::new([0u8; 128]);
     let len = read_up_to(file, &mut text[..]).map_err(failed)?;
     let digits = text[..len].strip_prefix(first_line).and_then(|rest| rest.strip_suffix(b"\n"));
@@ -179,7 +182,18 @@ fn write_new(path: &Path, text: &[u8]) -> io::Result<()> {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
         File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
     };
-    finish(&mut file).inspect_err(|_| drop(std::fs::remove_file(path)))
+    let finished = finish(&mut file);
+    finished.inspect_err(|_| remove_if_ours(&file, path))
+}
+
+/// Takes a failed attempt away, unless somebody has put another file in its place.
+fn remove_if_ours(file: &File, path: &Path) {
+    let id = |meta: Metadata| (meta.dev(), meta.ino());
+    let (ours, there) = (file.metadata().map(id), std::fs::symlink_metadata(path).map(id));
+    if matches!((ours, there), (Ok(ours), Ok(there)) if ours == there) {
+        // The error that is told is the one that came first.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 #[cfg(test)]

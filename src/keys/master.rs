@@ -5,7 +5,7 @@ use super::{KeyError, keyfile};
 use crate::crypto::wrap::{self, Argon2Cost};
 use crate::crypto::{Secret, SecretBytes, random_array};
 use crate::format::VolumeId;
-use crate::format::descriptor::{Descriptor, MAX_HINT, MasterKdf, MasterSlot};
+use crate::format::descriptor::{Descriptor, MasterKdf, MasterSlot, is_hint};
 use std::path::Path;
 
 /// The master key, and which slot gave it.
@@ -123,13 +123,19 @@ fn with_passphrase(
         ));
     }
     let passphrase = passphrase(options, "Passphrase: ")?;
+    let mut untried = None;
     for (index, slot, cost) in slots {
-        let kek = kek_from_passphrase(&passphrase, &slot.salt, cost)?;
-        if let Ok(master) = wrap::open_master(&kek, descriptor.volume, &slot.wrapped) {
-            return Ok(OpenedMaster { master, slot: index });
+        match kek_from_passphrase(&passphrase, &slot.salt, cost) {
+            // The passphrase may be that of another slot.
+            Err(error) => untried = untried.or(Some(error)),
+            Ok(kek) => {
+                if let Ok(master) = wrap::open_master(&kek, descriptor.volume, &slot.wrapped) {
+                    return Ok(OpenedMaster { master, slot: index });
+                }
+            }
         }
     }
-    Err(KeyError::WrongKey("wrong passphrase".into()))
+    Err(untried.unwrap_or_else(|| KeyError::WrongKey("wrong passphrase".into())))
 }
 
 /// The passphrase from the file named in `options`, or asked for.
@@ -179,7 +185,7 @@ pub(super) fn keyfile_slot(
 /// How a key file's place is remembered; empty when it cannot be.
 pub(super) fn hint(path: &Path) -> String {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    absolute.into_os_string().into_string().ok().filter(|h| h.len() <= MAX_HINT).unwrap_or_default()
+    absolute.into_os_string().into_string().ok().filter(|h| is_hint(h)).unwrap_or_default()
 }
 
 fn kek_from_passphrase(

@@ -60,6 +60,40 @@ pub struct UnlockOptions {
     pub identity: Option<PathBuf>,
     /// Asked when a passphrase is needed and no file is given.
     pub prompt: Option<Box<Prompt>>,
+    /// What the descriptor must say.
+    pub expect: Expect,
+}
+
+/// What the operator remembers of a volume and the backing directory cannot be asked for: which one
+/// it is, and how far its keys had come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Expect {
+    /// The only volume id to accept.
+    pub volume: Option<[u8; 16]>,
+    /// The lowest descriptor generation to accept.
+    pub generation: Option<u64>,
+}
+
+impl Expect {
+    /// Looks at a descriptor before any secret is asked for; its MAC is checked all the same.
+    fn check(self, descriptor: &Descriptor) -> Result<(), UnlockError> {
+        let id = descriptor.volume.0;
+        if self.volume.is_some_and(|wanted| wanted != id) {
+            return Err(UnlockError::Unexpected(format!(
+                "this is volume {}, not the expected one",
+                data_encoding::HEXLOWER.encode(&id)
+            )));
+        }
+        let found = descriptor.params.generation;
+        match self.generation {
+            Some(wanted) if found < wanted => Err(UnlockError::Unexpected(format!(
+                "kmsfs.volume is of generation {found}, and at least {wanted} is expected: it has \
+                 been replaced by an older copy, and keys removed since may be in force again; put \
+                 the newer one back"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// An unlocked volume.
@@ -95,6 +129,9 @@ pub enum UnlockError {
     /// The keys cannot be had.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A sound descriptor, but not the one the operator wants ([`Expect`]).
+    #[error("{0}")]
+    Unexpected(String),
 }
 
 /// Makes the descriptor of a new volume: fresh volume key and master, wrapped for `key` and all
@@ -136,6 +173,7 @@ impl Opened {
         options: &UnlockOptions,
     ) -> Result<(Descriptor, Self), UnlockError> {
         let (descriptor, len) = Descriptor::parse(bytes)?;
+        options.expect.check(&descriptor)?;
         let named = options.keyfile.is_some() || options.passphrase_file.is_some();
         let (volume_key, master, identity) = match &options.identity {
             Some(path) => {

@@ -46,14 +46,31 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
+        let line = harmless(&record.args().to_string());
         if self.to_syslog.load(Ordering::Relaxed) {
-            write_syslog(record.level(), &record.args().to_string());
+            write_syslog(record.level(), &line);
         } else {
-            eprintln!("kmsfs: {}", record.args());
+            eprintln!("kmsfs: {line}");
         }
     }
 
     fn flush(&self) {}
+}
+
+/// A sentence for a terminal or a log: control characters become `\xNN`, the rest stays. Names of
+/// files stand in such sentences, and who chose them must neither drive the terminal nor add lines.
+pub fn harmless(sentence: &str) -> String {
+    let mut text = String::with_capacity(sentence.len());
+    for c in sentence.chars() {
+        if c.is_control() {
+            let mut utf8 = [0; 4];
+            let bytes = c.encode_utf8(&mut utf8).bytes();
+            bytes.for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 fn write_syslog(level: Level, message: &str) {
@@ -63,7 +80,7 @@ fn write_syslog(level: Level, message: &str) {
         Level::Info => libc::LOG_INFO,
         Level::Debug | Level::Trace => libc::LOG_DEBUG,
     };
-    let Ok(text) = CString::new(message.replace('\0', "?")) else { return };
+    let Ok(text) = CString::new(message) else { return };
     // SAFETY: the format takes exactly one C string and both strings live through the call.
     unsafe { libc::syslog(priority, c"%s".as_ptr(), text.as_ptr()) };
 }

@@ -23,7 +23,8 @@ impl Bench {
     pub fn new(names: NameMode) -> Bench {
         let bench = Bench { dir: TempDir::new().unwrap() };
         std::fs::create_dir(bench.source()).unwrap();
-        let params = Params { header_blocks: 1, names, files_per_data_key: 4, created: 1 };
+        let params =
+            Params { header_blocks: 1, names, files_per_data_key: 4, created: 1, generation: 1 };
         let key = KeySpec::Keyfile(bench.dir.path().join("key"));
         let options = UnlockOptions::default();
         let volume = VolumeId(random_array());

@@ -152,7 +152,7 @@ impl Specimen<'_> {
             generation: 1,
             size: self.size,
             root_hash: [0; 32],
-            wrap_epoch: 0,
+            wrap_epoch: 1,
             segment: Segment::default(),
             tags: Box::new([TagEntry::HOLE; 64]),
             current: slot(volume, DATA_KEY),

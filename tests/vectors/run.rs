@@ -8,7 +8,7 @@ use kmsfs::format::descriptor::Descriptor;
 use kmsfs::format::header::Header;
 use kmsfs::format::layout::{self, Layout};
 use kmsfs::format::tags::TagBlock;
-use kmsfs::format::{DirId, FormatError, ObjectId, dirfile};
+use kmsfs::format::{DirId, FormatError, ObjectId, dirfile, is_name};
 
 /// What a vector gave: nothing, an error of the format layer, or another one by its name.
 #[derive(Debug, PartialEq, Eq)]
@@ -133,6 +133,7 @@ fn name(v: &Vector) -> Outcome {
     let opened = volume(v).keys.open_name(DirId(array(v.get_bytes("directory id"))), &sealed);
     if let Ok(name) = &opened {
         assert_eq!(name, v.get_bytes("name"), "{}", v.name);
+        return verdict(is_name(name), "NotAName");
     }
     verdict(opened.is_ok(), "AuthError")
 }
@@ -162,18 +163,39 @@ fn symlink(v: &Vector) -> Outcome {
 
 fn attribute(v: &Vector) -> Outcome {
     let (keys, object) = (volume(v).keys, array(v.get_bytes("object id")));
-    let stored = v.get_text("stored").strip_prefix("user.kmsfs.").expect("the prefix");
-    let Some(sealed) = decode_name(stored.as_bytes()) else {
-        return Outcome::Other("NotBase64".into());
+    let (stored, payload) = (v.get_text("stored"), v.get_bytes("payload"));
+    let prefix = ["user.kmsfs.", "trusted.kmsfs."].into_iter().find(|p| stored.starts_with(p));
+    let prefix = prefix.expect("a prefix");
+    let text = &stored[prefix.len()..];
+    let (sealed, value) = match text.strip_prefix("long.") {
+        Some(hash) => match long_attribute(prefix, hash, payload) {
+            Some(parts) => parts,
+            None => return Outcome::Other("NameHash".into()),
+        },
+        None => match decode_name(text.as_bytes()) {
+            Some(sealed) => (sealed, payload),
+            None => return Outcome::Other("NotBase64".into()),
+        },
     };
     let Ok(name) = keys.open_xattr_name(&object, &sealed) else {
         return Outcome::Other("AuthError in name".into());
     };
-    let opened = keys.open_xattr_value(&object, &name, v.get_bytes("payload"));
+    if name.starts_with(b"user.") != (prefix == "user.kmsfs.") {
+        return Outcome::Other("OtherPrefix".into());
+    }
+    let opened = keys.open_xattr_value(&object, &name, value);
     if let Ok(value) = &opened {
         assert_eq!((&name[..], &value[..]), (v.get_bytes("name"), v.get_bytes("value")));
     }
     verdict(opened.is_ok(), "AuthError in value")
+}
+
+/// Sealed name and value of an attribute with a long name, by section 6 of FORMAT.md.
+fn long_attribute<'a>(prefix: &str, hash: &str, payload: &'a [u8]) -> Option<(Vec<u8>, &'a [u8])> {
+    let len = usize::from(u16::from_le_bytes(payload.get(..2)?.try_into().ok()?));
+    let (sealed, value) = payload[2..].split_at_checked(len)?;
+    let does_not_fit = prefix.len() + (len * 4).div_ceil(3) > 255 && len <= 271;
+    (does_not_fit && hash == long_name_hash(sealed)).then(|| (sealed.to_vec(), value))
 }
 
 fn size(v: &Vector) -> Outcome {

@@ -5,6 +5,7 @@
 
 use crate::fs::volume::Atime;
 use crate::fuse::MountOptions;
+use crate::keys::unlock::Expect;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -19,8 +20,8 @@ pub struct Words {
     pub keyfile: Option<PathBuf>,
     /// X25519 identity file.
     pub identity: Option<PathBuf>,
-    /// The only volume id to accept.
-    pub expect_volume: Option<[u8; 16]>,
+    /// The only volume, and the oldest descriptor, to accept.
+    pub expect: Expect,
 }
 
 /// Words that mean something to mount(8), fstab or systemd and nothing here.
@@ -43,7 +44,7 @@ const IGNORED: [&str; 13] = [
 /// The words for error messages.
 const KNOWN: &str = "ro, rw, allow_other, acl, nonempty, writeback=yes|no, noatime, relatime, \
     strictatime, dev, nodev, suid, nosuid, exec, noexec, passphrase-file=FILE, keyfile=FILE, \
-    identity=FILE, expect-volume=ID, threads=N, cache-timeout=SECONDS";
+    identity=FILE, expect-volume=ID, expect-generation=N, threads=N, cache-timeout=SECONDS";
 
 impl Words {
     /// Adds a list `word[,word...]`; a comma within a value is written `\,`.
@@ -68,7 +69,8 @@ impl Words {
             "passphrase-file" => self.passphrase_file = path()?,
             "keyfile" => self.keyfile = path()?,
             "identity" => self.identity = path()?,
-            "expect-volume" => self.expect_volume = Some(volume_id(value)?),
+            "expect-volume" => self.expect.volume = Some(volume_id(value)?),
+            "expect-generation" => self.expect.generation = Some(generation(value)?),
             "writeback" => self.mount.writeback = yes_or_no(name, value)?,
             "threads" => self.mount.threads = Some(number(name, value, 1..=64)? as usize),
             "cache-timeout" => self.mount.cache_secs = number(name, value, 0..=86_400)?,
@@ -100,6 +102,7 @@ impl Words {
                 return Err(format!("-o {word} needs a file name: {word}=FILE"));
             }
             "expect-volume" => return Err("-o expect-volume needs a volume id".into()),
+            "expect-generation" => return Err("-o expect-generation needs a number".into()),
             "rw" => mount.read_only = false,
             _ if IGNORED.contains(&word) => {}
             _ if word.starts_with("x-") || word.starts_with("X-") => {}
@@ -134,6 +137,12 @@ pub fn volume_id(text: &str) -> Result<[u8; 16], String> {
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok();
     let id = bytes.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
     id.ok_or_else(|| format!("{text:?} is not a volume id (32 hexadecimal digits)"))
+}
+
+/// A descriptor generation, from 1 on.
+pub fn generation(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| format!("{text:?} is not a descriptor generation (a number from 1 on)"))
 }
 
 /// Splits at commas that no backslash precedes; a backslash before anything else stays.
@@ -217,6 +226,10 @@ mod tests {
             "writeback=maybe",
             "threads=0",
             "cache-timeout=x",
+            "expect-generation",
+            "expect-generation=0",
+            "expect-generation=-1",
+            "expect-generation=18446744073709551616",
             "keyfile=",
             "keyfile",
             "foo=bar",
@@ -234,9 +247,11 @@ mod tests {
         assert!(volume_id("0011").is_err());
         assert!(volume_id("zz112233445566778899aabbccddeeff").is_err());
         assert_eq!(
-            words("expect-volume=00112233445566778899aabbccddeeff").unwrap().expect_volume.unwrap()
+            words("expect-volume=00112233445566778899aabbccddeeff").unwrap().expect.volume.unwrap()
                 [1],
             0x11
         );
+        let last = words("expect-generation=3,expect-generation=18446744073709551615").unwrap();
+        assert_eq!(last.expect.generation, Some(u64::MAX));
     }
 }

@@ -32,6 +32,7 @@ fn full() -> Descriptor {
             names: NameMode::Plain,
             files_per_data_key: 100,
             created: 1_700_000_000,
+            generation: 1,
         },
         compat: vec!["speed".into(), "colour".into()],
         ro_compat: vec!["binding".into()],
@@ -184,6 +185,8 @@ fn parameters_are_checked() {
         field("files_per_data_key")
     );
     assert!(with(1, |p| p[4..8].copy_from_slice(&65536u32.to_le_bytes())).is_ok());
+    assert_eq!(with(1, |p| p[16..].fill(0)), field("descriptor generation"));
+    assert!(with(1, |p| p[16..].fill(0xff)).is_ok());
 }
 
 #[test]
@@ -220,6 +223,10 @@ fn master_slots_are_checked() {
     assert!(with(2, |p| *p = long.encode()).is_ok());
     long.hint.push('h');
     assert_eq!(with(2, |p| *p = long.encode()), field("master slot hint"));
+    for bad in ["/k\u{1b}[31m", "/a\nb", "\u{7f}", "\u{9b}1m"] {
+        let slot = MasterSlot { hint: bad.into(), ..keyfile_slot() };
+        assert_eq!(with(2, |p| *p = slot.encode()), field("master slot hint"), "{bad:?}");
+    }
     let mut secret = passphrase_slot();
     secret.hint = "swordfish".into();
     assert_eq!(with(2, |p| *p = secret.encode()), field("master slot hint"));
@@ -231,7 +238,10 @@ fn argon2_costs_are_bounded() {
         let kdf = MasterKdf::Passphrase { m_kib, t, p };
         with(2, |bytes| *bytes = MasterSlot { kdf, ..passphrase_slot() }.encode())
     };
-    for (m, t, p) in [(8, 1, 1), (65536, 3, 4), (MAX_ARGON2_KIB, MAX_ARGON2_PASSES, 64)] {
+    let most_passes = (MAX_ARGON2_WORK / u64::from(MAX_ARGON2_PASSES)) as u32;
+    for (m, t, p) in
+        [(8, 1, 1), (65536, 3, 4), (MAX_ARGON2_KIB, 8, 64), (most_passes, MAX_ARGON2_PASSES, 64)]
+    {
         assert!(cost(m, t, p).is_ok());
     }
     for (m, t, p) in [
@@ -242,10 +252,25 @@ fn argon2_costs_are_bounded() {
         (MAX_ARGON2_KIB + 1, 1, 1),
         (8, MAX_ARGON2_PASSES + 1, 1),
         (MAX_ARGON2_KIB, 1, 65),
+        (MAX_ARGON2_KIB, 9, 1),
+        (most_passes + 1, MAX_ARGON2_PASSES, 1),
         (u32::MAX, u32::MAX, u32::MAX),
     ] {
         assert_eq!(cost(m, t, p), field("master slot cost"), "{m} {t} {p}");
     }
+}
+
+#[test]
+fn what_one_wrong_passphrase_may_cost_is_bounded() {
+    let slot = |m_kib, t| {
+        let kdf = MasterKdf::Passphrase { m_kib, t, p: 1 };
+        (6, MasterSlot { kdf, ..passphrase_slot() }.encode())
+    };
+    assert!(plus(vec![slot(MAX_ARGON2_KIB, 8), slot(MAX_ARGON2_KIB, 8)]).is_ok());
+    let more = vec![slot(MAX_ARGON2_KIB, 8), slot(MAX_ARGON2_KIB, 8), slot(8, 1)];
+    assert_eq!(plus(more), field("master slots cost"));
+    let d = Descriptor { masters: vec![passphrase_slot(); MAX_MASTERS], ..small() };
+    assert!(d.encode_checked(mac).is_ok(), "as many as fit, at the default cost");
 }
 
 #[test]
@@ -262,6 +287,14 @@ fn key_records_are_checked() {
     assert_eq!(with_key(8, &local(48), 1), field("recipient length"));
     assert_eq!(with(3, |p| p.truncate(20)), field("recipient length"));
     assert_eq!(with(3, |p| p[0] = 9), field("recipient kind"));
+    let arn = |key_ref: &[u8]| {
+        let kind = RecipientKind::AwsKms;
+        with_key(7, &Recipient { kind, epoch: 1, key_ref: key_ref.to_vec(), wrapped: vec![] }, 0)
+    };
+    assert!(arn(b"arn:aws:kms:eu-west-1:1:key/1").is_ok());
+    for bad in [&b"two words"[..], b"\x1b[31m", b"\xc3\xa9", b"\n", b"\x7f"] {
+        assert_eq!(arn(bad), field("recipient reference"));
+    }
 }
 
 #[test]
@@ -301,7 +334,7 @@ fn what_parses_encodes_to_the_same_bytes() {
 fn golden_digest() {
     let digest: String = mac(&full().encode(mac)).iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(
-        digest, "058f0cf306e5bd0e0400423605e82e36a60fd09ba4fe0aa62f41431266e9ebec",
+        digest, "0c553301a792fa233d17e196f657bc4fc57c9010bc7ced00735884de221ecb0e",
         "version bump required"
     );
 }

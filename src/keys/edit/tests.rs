@@ -32,6 +32,38 @@ fn a_new_passphrase_replaces_the_old_one_and_changes_nothing_else() {
 }
 
 #[test]
+fn every_change_is_a_generation_of_its_own() {
+    let generation = |bytes: &[u8]| Descriptor::parse(bytes).expect("valid").0.params.generation;
+    let public = crate::crypto::hpke::Identity::generate().public_key();
+    let mut bytes = make(&KeySpec::Passphrase, &[], &typed("a"));
+    assert_eq!(generation(&bytes), 1);
+    let changes: [fn(&mut Editor, [u8; 32]) -> Result<(), KeyError>; 5] = [
+        |editor, _| editor.change_passphrase(&passphrase("a"), CHEAP),
+        |editor, public| editor.add_recipient(public),
+        |editor, public| editor.remove_recipient(public),
+        |editor, _| editor.add_passphrase(&passphrase("b"), CHEAP),
+        |editor, _| editor.remove_passphrase(),
+    ];
+    for (change, expected) in changes.iter().zip(2..) {
+        let typed = typed(if expected == 6 { "b" } else { "a" });
+        let mut editor = Editor::open(&bytes, &typed).expect("opens");
+        change(&mut editor, public).expect("changed");
+        bytes = editor.finish().expect("valid");
+        assert_eq!(generation(&bytes), expected);
+    }
+    let untouched = Editor::open(&bytes, &typed("a")).expect("opens").finish().expect("valid");
+    assert_eq!(untouched, bytes);
+
+    let (mut last, _) = Descriptor::parse(&bytes).expect("valid");
+    last.params.generation = u64::MAX;
+    let editor = Editor::open(&bytes, &typed("a")).expect("opens");
+    let last = last.encode(|bytes| editor.keys.descriptor_mac(bytes));
+    let mut editor = Editor::open(&last, &typed("a")).expect("opens");
+    editor.add_recipient(public).expect("added");
+    assert!(editor.finish().is_err(), "never back to 0");
+}
+
+#[test]
 fn with_several_passphrases_the_one_used_is_meant() {
     let mut editor =
         Editor::open(&make(&KeySpec::Passphrase, &[], &typed("one")), &typed("one")).expect("one");

@@ -137,3 +137,41 @@ fn a_passphrase_file_loses_one_newline() {
     assert!(sentence(read_passphrase_file(&path)).contains("longer than"));
     assert!(sentence(read_passphrase_file(&dir.path().join("none"))).contains("does not exist"));
 }
+
+#[test]
+fn what_is_no_regular_file_is_never_opened() {
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+    let dir = dir();
+    let path = dir.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("mkfifo");
+    let opens = inotify::init(CreateFlags::NONBLOCK).expect("inotify");
+    inotify::add_watch(&opens, &path, WatchFlags::OPEN).expect("watched");
+    assert!(sentence(read_keyfile(&path)).contains("not a regular file"));
+    assert!(sentence(read_identity(&path).map(drop)).contains("not a regular file"));
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+    let event = inotify::Reader::new(&opens, &mut buffer).next().map(|event| event.events());
+    assert_eq!(event.err(), Some(rustix::io::Errno::AGAIN), "opening a device may do something");
+    // The watch does see an open.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let _fd = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).expect("opens");
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
+    assert_eq!(
+        inotify::Reader::new(&opens, &mut buffer).next().map(|e| e.events()),
+        Ok(ReadFlags::OPEN)
+    );
+}
+
+#[test]
+fn a_file_that_could_not_be_finished_goes_unless_it_is_another_by_now() {
+    let dir = dir();
+    let path = dir.path().join("key");
+    let ours = File::create(&path).expect("made");
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::write(&path, "of somebody else").expect("write");
+    remove_if_ours(&ours, &path);
+    assert!(path.exists());
+    remove_if_ours(&File::open(&path).expect("opens"), &path);
+    assert!(!path.exists());
+}

@@ -9,7 +9,8 @@ pub(in crate::keys) const CHEAP: Argon2Cost = Argon2Cost { m_kib: 64, t: 1, p: 1
 const VOLUME: VolumeId = VolumeId([9; 16]);
 
 pub(in crate::keys) fn params() -> Params {
-    Params { header_blocks: 1, names: NameMode::Encrypted, files_per_data_key: 4, created: 0 }
+    let names = NameMode::Encrypted;
+    Params { header_blocks: 1, names, files_per_data_key: 4, created: 0, generation: 1 }
 }
 
 pub(in crate::keys) fn dir() -> TempDir {
@@ -258,4 +259,44 @@ fn nothing_that_holds_keys_can_be_printed_or_copied() {
         X25519,
         crate::keys::cache::Cache,
     );
+}
+
+#[test]
+fn a_slot_nobody_can_afford_hides_no_other() {
+    let bytes = make(&KeySpec::Passphrase, &[], &typed("a"));
+    let (mut descriptor, _) = Descriptor::parse(&bytes).expect("valid");
+    let mut costly = descriptor.masters[0].clone();
+    costly.kdf = MasterKdf::Passphrase { m_kib: u32::MAX, t: 1, p: 1 };
+    descriptor.masters.insert(0, costly.clone());
+    let opened = super::super::master::open(&descriptor, &typed("a")).map(|opened| opened.slot);
+    assert_eq!(opened, Ok(1));
+    let wrong = super::super::master::open(&descriptor, &typed("b")).map(|opened| opened.slot);
+    assert!(matches!(wrong, Err(KeyError::Misconfigured(text)) if text.contains("Argon2id")));
+}
+
+#[test]
+fn a_volume_or_descriptor_that_is_not_expected_is_refused_before_a_secret_is_asked_for() {
+    let bytes = make(&KeySpec::Passphrase, &[], &typed("a"));
+    let opens = |volume, generation| {
+        let asked = Arc::new(AtomicU32::new(0));
+        let count = asked.clone();
+        let prompt = move |_: &str| {
+            count.fetch_add(1, Ordering::Relaxed);
+            Ok(SecretBytes::new(b"a".to_vec()))
+        };
+        let expect = Expect { volume, generation };
+        let options =
+            UnlockOptions { prompt: Some(Box::new(prompt)), expect, ..Default::default() };
+        (unlock(&bytes, &options).map(drop), asked.load(Ordering::Relaxed))
+    };
+    for (volume, generation) in [(None, None), (Some(VOLUME.0), None), (None, Some(1))] {
+        assert!(matches!(opens(volume, generation), (Ok(()), 1)));
+    }
+    for (volume, generation, says) in
+        [(Some([8; 16]), None, "09090909"), (Some(VOLUME.0), Some(2), "older copy")]
+    {
+        let (refused, asked) = opens(volume, generation);
+        assert_eq!(asked, 0);
+        assert!(matches!(refused, Err(UnlockError::Unexpected(text)) if text.contains(says)));
+    }
 }

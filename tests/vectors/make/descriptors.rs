@@ -2,7 +2,9 @@
 
 use super::*;
 use kmsfs::crypto::wrap;
-use kmsfs::format::descriptor::{Descriptor, MasterKdf, MasterSlot, NameMode, Params};
+use kmsfs::format::descriptor::{
+    Descriptor, MAX_ARGON2_KIB, MasterKdf, MasterSlot, NameMode, Params,
+};
 use kmsfs::format::{DirId, dirfile};
 
 fn descriptor() -> Descriptor {
@@ -19,6 +21,7 @@ fn descriptor() -> Descriptor {
             names: NameMode::Encrypted,
             files_per_data_key: 64,
             created: 1_700_000_000,
+            generation: 1,
         },
         compat: vec![],
         ro_compat: vec![],
@@ -69,6 +72,14 @@ fn record(kind: u16, payload: &[u8]) -> Vec<u8> {
     [&head[..], &(payload.len() as u32).to_le_bytes(), payload].concat()
 }
 
+/// A passphrase slot of this cost.
+fn passphrase(m_kib: u32, t: u32) -> Vec<u8> {
+    let mut slot = vec![2, 0, 0, 0];
+    [m_kib, t, 1].iter().for_each(|n: &u32| slot.extend(n.to_le_bytes()));
+    slot.extend([bytes::<16>(0xc0).as_slice(), &[0, 0], &bytes::<48>(0xd0)].concat());
+    record(6, &slot)
+}
+
 /// Indices into `records()`.
 const VOLUME: usize = 0;
 const PARAMS: usize = 1;
@@ -85,12 +96,14 @@ fn bytes_changed() -> Vec<Vector> {
         ("chunk-size", "Field(\"chunk_log2\")", "chunks of 64 KiB", PARAMS, 9, 16),
         ("header-blocks", "Field(\"header_blocks\")", "3 header blocks", PARAMS, 10, 3),
         ("names", "Field(\"names\")", "names stored in a third way", PARAMS, 11, 3),
+        ("generation", "Field(\"descriptor generation\")", "generation 0", PARAMS, 24, 0),
         ("files-per-key", "Field(\"files_per_data_key\")", "0 files share a key", PARAMS, 12, 0),
         ("master-kind", "Field(\"master slot kind\")", "master slot kind 3", MASTER_SLOT, 8, 3),
         ("master-zero", "Field(\"master slot reserved\")", "reserved byte", MASTER_SLOT, 11, 1),
         ("keyfile-cost", "Field(\"master slot cost\")", "key file with a cost", MASTER_SLOT, 12, 1),
         ("argon2-cost", "Field(\"master slot cost\")", "Argon2 without memory", MASTER_SLOT, 8, 2),
         ("hint-utf8", "Field(\"master slot hint\")", "hint is not UTF-8", MASTER_SLOT, 42, 0xff),
+        ("hint-control", "Field(\"master slot hint\")", "a tab in the hint", MASTER_SLOT, 42, 9),
         (
             "hint-length",
             "Field(\"master slot length\")",
@@ -154,6 +167,24 @@ fn records_changed() -> Vec<Vector> {
         edit("masters-17", "Field(\"record count\")", "17 master slots", &|r| {
             r.splice(MASTER_SLOT..=MASTER_SLOT, vec![r[MASTER_SLOT].clone(); 17]);
         }),
+        edit("argon2-memory", "Field(\"master slot cost\")", "Argon2 in 1 GiB and 1 KiB", &|r| {
+            r[MASTER_SLOT] = passphrase(MAX_ARGON2_KIB + 1, 1);
+        }),
+        edit("argon2-work", "Field(\"master slot cost\")", "1 GiB, 9 passes", &|r| {
+            r[MASTER_SLOT] = passphrase(MAX_ARGON2_KIB, 9);
+        }),
+        edit("argon2-total", "Field(\"master slots cost\")", "17 GiB in three slots", &|r| {
+            let slots = [(8, MAX_ARGON2_KIB), (8, MAX_ARGON2_KIB), (1, MAX_ARGON2_KIB)];
+            r.splice(MASTER_SLOT..=MASTER_SLOT, slots.map(|(t, m_kib)| passphrase(m_kib, t)));
+        }),
+        edit("ok-argon2-most", "ok", "16 GiB in two slots", &|r| {
+            let slots = [passphrase(MAX_ARGON2_KIB, 8), passphrase(MAX_ARGON2_KIB / 8, 64)];
+            r.splice(MASTER_SLOT..=MASTER_SLOT, slots);
+        }),
+        edit("arn-space", "Field(\"recipient reference\")", "an ARN with a space", &|r| {
+            let head = [3, 0, 3, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+            r.insert(ALLOWED + 1, record(7, &[&head[..], b"a b"].concat()));
+        }),
         edit("allowed-wrapped", "Field(\"recipient wrapped key\")", "allowed, yet wrapped", &|r| {
             r[ALLOWED] = record(7, &r[WRAPPED][8..]);
         }),
@@ -169,7 +200,7 @@ fn records_changed() -> Vec<Vector> {
         edit("feature-twice", "Field(\"feature name\")", "a feature named twice", &|r| {
             r.splice(MASTER_SLOT..MASTER_SLOT, [feature(3, b"a"), feature(3, b"a")]);
         }),
-        edit("trailing", "Length(297)", "a byte after the MAC record", &|r| {
+        edit("trailing", "Length(305)", "a byte after the MAC record", &|r| {
             let mac = record(0xffff, &[0; 32]);
             r[LAST] = [mac, vec![0]].concat();
         }),
@@ -208,6 +239,7 @@ fn accepted() -> Vec<Vector> {
         names: NameMode::Plain,
         files_per_data_key: 65536,
         created: u64::MAX,
+        generation: u64::MAX,
     };
     let (kind, key_ref) = (RecipientKind::X25519, bytes::<32>(0x11).to_vec());
     let x25519 = Recipient { kind, epoch: 1, key_ref, wrapped: bytes::<80>(0x33).to_vec() };

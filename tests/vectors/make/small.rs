@@ -104,6 +104,9 @@ fn names() -> Vec<Vector> {
             dir,
             &[b'x'; 175],
         ),
+        vector("dots", "NotAName", "seals the name of the parent", &stored(b".."), dir, b".."),
+        vector("slash", "NotAName", "seals a path", &stored(b"a/b"), dir, b"a/b"),
+        vector("none", "NotAName", "seals no byte", &stored(b""), dir, b""),
         vector("directory", auth, "moved to another directory", &good, 0, plain),
         vector("bit", auth, "one character changed", &flipped, dir, plain),
         vector("cut", auth, "shorter than a SIV", &good[..20], dir, plain),
@@ -182,6 +185,7 @@ fn attributes() -> Vec<Vector> {
     let other_object = keys.seal_xattr_value(&[0; 16], name, b"text/plain");
     let other_name = keys.seal_xattr_value(&object, b"user.type", b"text/plain");
     let good = stored(&object, name);
+    let moved = good.replacen("user.", "trusted.", 1);
     let (in_name, in_value) = ("AuthError in name", "AuthError in value");
     vec![
         vector("ok", "ok", "a user attribute of a file", &good, &value),
@@ -191,6 +195,71 @@ fn attributes() -> Vec<Vector> {
         vector("value-bit", in_value, "one bit of the value", &good, &flipped),
         vector("value-empty", in_value, "no bytes, not even a SIV", &good, &[]),
         vector("padding", "NotBase64", "name with padding", &format!("{good}=="), &value),
+        vector("prefix", "OtherPrefix", "under another namespace's prefix", &moved, &value),
+    ]
+}
+
+fn long_attributes() -> Vec<Vector> {
+    let (keys, object) = (volume(1).keys, bytes::<16>(OBJECT));
+    let of = |len: usize| [b"user.".as_slice(), &vec![b'n'; len - 5]].concat();
+    let join = |sealed_name: &[u8], sealed_value: &[u8]| {
+        [&(sealed_name.len() as u16).to_le_bytes()[..], sealed_name, sealed_value].concat()
+    };
+    let stored = |prefix: &str, name: &[u8]| {
+        format!("{prefix}long.{}", long_name_hash(&keys.seal_xattr_name(&object, name)))
+    };
+    let whole = |name: &[u8]| {
+        join(
+            &keys.seal_xattr_name(&object, name),
+            &keys.seal_xattr_value(&object, name, b"text/plain"),
+        )
+    };
+    let vector = |id: &str, expect: &str, what: &str, stored: &str, n: &[u8], payload: &[u8]| {
+        with_volume(&format!("long-attribute-{id}"), "attribute", expect, what, 1)
+            .bytes("object id", object)
+            .text("stored", stored)
+            .bytes("name", n)
+            .bytes("value", b"text/plain")
+            .bytes("payload", payload)
+    };
+    let name = of(205);
+    let (good, payload) = (stored("user.kmsfs.", &name), whole(&name));
+    let other = stored("user.kmsfs.", &of(206));
+    let mut flipped = payload.clone();
+    flipped[100] ^= 1;
+    let mut value_flipped = payload.clone();
+    *value_flipped.last_mut().expect("not empty") ^= 1;
+    let [shortest, short, longest, above] = [168, 167, 255, 256].map(of);
+    let security = [b"security.".as_slice(), &[b'n'; 156]].concat();
+    let user = |name: &[u8]| stored("user.kmsfs.", name);
+    let hash = "NameHash";
+    vec![
+        vector("ok", "ok", "205 bytes", &good, &name, &payload),
+        vector("ok-168", "ok", "the shortest", &user(&shortest), &shortest, &whole(&shortest)),
+        vector("ok-255", "ok", "the longest", &user(&longest), &longest, &whole(&longest)),
+        vector(
+            "ok-165",
+            "ok",
+            "the shortest of the other prefix",
+            &stored("trusted.kmsfs.", &security),
+            &security,
+            &whole(&security),
+        ),
+        vector("fits", hash, "a name that fits by itself", &user(&short), &short, &whole(&short)),
+        vector("256", hash, "a name no attribute can have", &user(&above), &above, &whole(&above)),
+        vector("hash", hash, "the stored name of another", &other, &name, &payload),
+        vector("bit", hash, "one bit of the sealed name", &good, &name, &flipped),
+        vector("cut", hash, "ends within the sealed name", &good, &name, &payload[..100]),
+        vector("empty", hash, "no bytes", &good, &name, &[]),
+        vector("value", "AuthError in value", "one bit of the value", &good, &name, &value_flipped),
+        vector(
+            "prefix",
+            "OtherPrefix",
+            "under the prefix of another namespace",
+            &stored("trusted.kmsfs.", &name),
+            &name,
+            &payload,
+        ),
     ]
 }
 
@@ -243,6 +312,14 @@ fn lengths() -> Vec<Vector> {
 }
 
 pub fn all() -> Vec<Vector> {
-    let many = [tag_blocks(), chunks(), names(), long_names(), symlinks(), attributes()];
+    let many = [
+        tag_blocks(),
+        chunks(),
+        names(),
+        long_names(),
+        symlinks(),
+        attributes(),
+        long_attributes(),
+    ];
     [many.concat(), sizes(), lengths()].concat()
 }
