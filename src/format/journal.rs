@@ -195,9 +195,9 @@ impl<'a> Record<'a> {
         let (ino, base, generation, seconds) = (r.u64()?, r.u64()?, r.u64()?, r.u64()? as i64);
         let nanos = r.u32()?;
         let mtime = match r.u32()? {
-            0 => None,
-            1 => Some((seconds, nanos)),
-            _ => return Err(FormatError::Field("journal record flags")),
+            0 if (seconds, nanos) == (0, 0) => None,
+            1 if nanos < 1_000_000_000 => Some((seconds, nanos)),
+            _ => return Err(FormatError::Field("journal record time")),
         };
         let len = r.u64()?;
         let path_len = r.u32()? as usize;

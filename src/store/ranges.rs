@@ -38,6 +38,9 @@ impl RangeSet {
     }
 
     pub fn remove(&mut self, range: &Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
         while let Some((s, e)) = self.0.range(..range.end).next_back().map(|(s, e)| (*s, *e)) {
             if e <= range.start {
                 break;
