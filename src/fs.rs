@@ -11,6 +11,7 @@ mod dirs;
 pub mod error;
 mod files;
 mod inode;
+pub mod journal;
 pub mod names;
 mod readdir;
 mod remove;
@@ -20,6 +21,7 @@ pub mod verify;
 pub mod volume;
 mod xattr;
 
+pub use crate::store::journal::JournalStatus;
 pub use attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
 pub use error::{FsError, FsResult};
 pub use volume::{Access, Atime, DirEntry, Fh, MountFlags, OpenError, Opened, Volume, WriteHow};

@@ -15,7 +15,7 @@ use super::volume::{Opened, Volume};
 use crate::crypto;
 use crate::crypto::volumekeys::encode_name;
 use crate::format::DirId;
-use crate::store::{Content, FileStorage, Storage};
+use crate::store::{Content, FileStorage};
 
 /// Where a new object goes.
 pub(super) struct Slot {
@@ -78,7 +78,7 @@ impl Volume {
         let (ino, kind) = self.identify(&st)?;
         let inode = self.table.remember(ino, kind, &slot.parent, &slot.entry.backing);
         let storage = Arc::new(FileStorage(file));
-        let dynamic: Arc<dyn Storage> = storage.clone();
+        let dynamic = self.logged(&inode, &storage, true)?;
         let content = Content::create(self.ctx.clone(), dynamic, new.key, new.slot);
         {
             let mut state = inode.file.lock();

@@ -115,6 +115,12 @@ impl Content {
     pub fn is_pending(&self) -> bool {
         self.state.read().storage.log().is_some_and(|log| log.is_pending())
     }
+    /// Gives up what waits for a checkpoint: the file is gone.
+    pub fn discard(&self) {
+        if let Some(log) = self.state.read().storage.log() {
+            log.discard();
+        }
+    }
     /// Overrides the modification time that the next commit gives the backing file. Returns false
     /// (and does nothing) when there is nothing uncommitted: the caller then sets it on the backing
     /// file itself.

@@ -143,8 +143,8 @@ impl Journal {
         self.loose.load(Ordering::Acquire) || self.pending_files() > 0
     }
 
-    /// Something was changed in place.
-    pub(super) fn note_change(&self) {
+    /// Something was changed in place, or beside the files: the next whole checkpoint flushes.
+    pub fn note_change(&self) {
         self.loose.store(true, Ordering::Release);
     }
 
@@ -314,6 +314,7 @@ impl Journal {
             return files.iter().try_for_each(|file| file.flush_fresh());
         }
         let changes: Vec<u64> = files.iter().map(|file| file.changes()).collect();
+        let last = self.log.lock().next - 1;
         // Before the flush: what is changed while it runs is not covered.
         let loose = self.loose.swap(false, Ordering::AcqRel);
         if let Err(error) = self.medium.sync_all() {
@@ -321,6 +322,8 @@ impl Journal {
             self.freeze(&error);
             return Err(error);
         }
+        // The journal is one of the files that were flushed.
+        self.flushed.fetch_max(last, Ordering::AcqRel);
         for (file, changes) in files.iter().zip(changes) {
             file.flushed_up_to(changes);
         }
