@@ -222,6 +222,23 @@ impl Volume {
         }
     }
 
+    /// Closes a removed file that nobody can reach any more. What could not be committed, on a full
+    /// disk say, has nowhere to go, and keeping it would keep its space.
+    pub(super) fn abandon_removed(&self, inode: Arc<Inode>) {
+        let opening = inode.opening.lock();
+        let mut file = inode.file.lock();
+        let removed = |storage: &Arc<FileStorage>| {
+            rustix::fs::fstat(&storage.0).is_ok_and(|st| st.st_nlink == 0)
+        };
+        if file.handles == 0 && file.storage.as_ref().is_some_and(removed) {
+            file.content = None;
+            file.storage = None;
+            self.open.lock().remove(&inode.ino);
+        }
+        drop((file, opening));
+        self.table.prune(inode);
+    }
+
     /// Commits one inode's content; closes it if a failed commit had kept it.
     pub(super) fn commit_inode(&self, inode: &Arc<Inode>) -> FsResult<()> {
         let Some(content) = inode.content() else { return Ok(()) };
