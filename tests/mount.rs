@@ -4,7 +4,7 @@
 mod mounted;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Output;
@@ -181,6 +181,30 @@ fn unmounting_a_busy_mount_is_refused_and_harmless() {
     fs::write(m.at("g"), "still served").unwrap();
     drop(file);
     m.unmount();
+}
+
+#[test]
+fn unmounting_says_whom_it_waits_for() {
+    let m = Mounted::new("");
+    if !root() {
+        return;
+    }
+    // A namespace of its own, as a container has: it keeps its copy of the mount.
+    let mut other = std::process::Command::new("unshare");
+    other.args(["--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 300"]);
+    let mut other = other.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let mut umount = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfsctl"));
+    umount.arg("umount").arg(m.point()).stderr(std::process::Stdio::piped());
+    let mut umount = umount.spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufReader::new(umount.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("another mount namespace"), "{said}");
+    assert!(said.contains(&format!("({})", other.id())), "{said}");
+    assert!(umount.try_wait().unwrap().is_none(), "it did not wait");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(umount.wait().unwrap().success());
 }
 
 #[test]
