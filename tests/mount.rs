@@ -4,7 +4,8 @@
 mod mounted;
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Output;
 
@@ -183,6 +184,30 @@ fn unmounting_a_busy_mount_is_refused_and_harmless() {
 }
 
 #[test]
+fn unmounting_says_whom_it_waits_for() {
+    let m = Mounted::new("");
+    if !root() {
+        return;
+    }
+    // A namespace of its own, as a container has: it keeps its copy of the mount.
+    let mut other = std::process::Command::new("unshare");
+    other.args(["--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 300"]);
+    let mut other = other.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Read::read_exact(other.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+    let mut umount = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfsctl"));
+    umount.arg("umount").arg(m.point()).stderr(std::process::Stdio::piped());
+    let mut umount = umount.spawn().unwrap();
+    let mut said = String::new();
+    std::io::BufReader::new(umount.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("another mount namespace"), "{said}");
+    assert!(said.contains(&format!("({})", other.id())), "{said}");
+    assert!(umount.try_wait().unwrap().is_none(), "it did not wait");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(umount.wait().unwrap().success());
+}
+
+#[test]
 fn sync_reaches_the_backing_while_files_stay_open() {
     let m = Mounted::new("");
     let mut file = File::create(m.at("f")).unwrap();
@@ -234,6 +259,66 @@ fn fstab_style_calls_work() {
     command.arg(source).arg(m.point()).args(["-n", "-s", "-o", "rw,noauto,x-a.b=c,_netdev"]);
     ok(command);
     fs::write(m.at("f"), "x").unwrap();
+}
+
+#[test]
+fn a_mount_that_is_only_pretended_mounts_nothing() {
+    let m = Mounted::unmounted("");
+    let helper = m.path("mount.kmsfs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kmsfs"), &helper).unwrap();
+    // As `mount -fv` calls it; a mount in the foreground would never return.
+    let pretend = |words: &str| {
+        let mut command = std::process::Command::new("timeout");
+        command.arg("20").arg(&helper).arg(m.source()).arg(m.point()).args(["-fv", "-o", words]);
+        command.output().unwrap()
+    };
+    let output = pretend("rw,nofail");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(!m.is_mounted());
+    assert_eq!(pretend("no_such_word").status.code(), Some(2));
+}
+
+#[test]
+fn the_daemon_hides_its_memory_and_tells_no_secret() {
+    let m = Mounted::unmounted("");
+    let (secret, new) = ("a passphrase nobody guesses", m.path("passphrase"));
+    fs::write(&new, secret).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut add = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfsctl"));
+    add.args(["key", "add"]).arg(m.source()).arg("passphrase");
+    add.arg("--keyfile").arg(m.path("key")).arg("--new-passphrase-file").arg(&new);
+    ok(add);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kmsfs"));
+    command.arg(m.source()).arg(m.point()).args(["-f", "-v", "--passphrase-file"]).arg(&new);
+    let log = m.path("log");
+    command.stderr(fs::File::create(&log).unwrap()).stdout(fs::File::create(&log).unwrap());
+    let mut daemon = command.spawn().unwrap();
+    while kmsfs::fuse::control::status(&m.point()).is_err() {
+        assert!(daemon.try_wait().unwrap().is_none(), "{}", fs::read_to_string(&log).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    fs::write(m.at("f"), "content").unwrap();
+    assert!(fs::read(m.at("missing")).is_err());
+    let process = Path::new("/proc").join(daemon.id().to_string());
+    let number = |file: &str, key: &str| {
+        let text = fs::read_to_string(process.join(file)).unwrap();
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap().to_owned();
+        line[key.len()..].split_whitespace().next().unwrap().to_owned()
+    };
+    assert_ne!(number("status", "VmLck:"), "0", "keys are not locked in memory");
+    assert_eq!(number("limits", "Max core file size"), "0");
+    // What a process that may not be dumped shows: its files in /proc belong to root.
+    assert_eq!(fs::metadata(process.join("mem")).unwrap().uid(), 0);
+    m.unmount();
+    assert!(daemon.wait().unwrap().success());
+    let said = fs::read(&log).unwrap();
+    let key = fs::read_to_string(m.path("key")).unwrap();
+    let key = key.lines().last().unwrap();
+    assert_eq!(key.len(), 64);
+    for hidden in [secret, key, "content"] {
+        let found = said.windows(hidden.len()).any(|part| part == hidden.as_bytes());
+        assert!(!found, "a secret is in the log");
+    }
 }
 
 #[test]

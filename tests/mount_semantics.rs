@@ -536,3 +536,30 @@ fn access_lists_are_enforced_and_inherited_with_acl() {
     assert!(run("getfacl -cp d/f").contains("mask::---"));
     assert!(!as_other("cat d/f"));
 }
+
+// -- what reaches the backing
+
+#[test]
+fn a_volume_in_a_volume_passes_every_flush_on() {
+    let below = Mounted::new("");
+    let m = Mounted::below(&below.point(), "");
+    fs::create_dir(m.at("d")).unwrap();
+    let dir = File::open(m.at("d")).unwrap();
+    let mut file = File::create(m.at("d/f")).unwrap();
+    file.write_all(&[7; 300_000]).unwrap();
+    let flushed = |op: &str, flush: &dyn Fn()| {
+        let before = below.requests(op);
+        flush();
+        below.requests(op) - before
+    };
+    assert!(flushed("fsyncdir", &|| dir.sync_all().unwrap()) >= 1);
+    assert!(flushed("fsyncdir", &|| dir.sync_data().unwrap()) >= 1);
+    assert!(flushed("fsync", &|| file.sync_all().unwrap()) >= 1);
+    file.write_all(b"more").unwrap();
+    assert!(flushed("fsync", &|| file.sync_data().unwrap()) >= 1);
+    drop((dir, file));
+    m.unmount();
+    below.remount();
+    m.mount();
+    assert_eq!(fs::read(m.at("d/f")).unwrap().len(), 300_004);
+}

@@ -208,4 +208,19 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path())?.count(), 2);
         Ok(())
     }
+
+    /// To a directory that folds case the one probe is the other.
+    #[test]
+    fn a_directory_that_folds_case_is_refused() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        refuse_case_folding(dir.path())?;
+        assert_eq!(fs::read_dir(dir.path())?.count(), 0);
+        fs::write(dir.path().join(PROBE_NAMES[1]), b"")?;
+        let refusal = refuse_case_folding(dir.path()).expect_err("it folds");
+        assert!(refusal.to_string().contains("upper from lower"), "{refusal}");
+        assert!(!dir.path().join(PROBE_NAMES[0]).exists());
+        assert!(PROBE_NAMES[0] != PROBE_NAMES[1]);
+        assert_eq!(PROBE_NAMES[0].to_lowercase(), PROBE_NAMES[1].to_lowercase());
+        Ok(())
+    }
 }

@@ -109,12 +109,20 @@ pub fn main() -> i32 {
         _ => LevelFilter::Debug,
     });
     match words(&arguments) {
+        // mount(8) hands its --fake on to helpers as -f.
+        Ok(_) if arguments.foreground && called_by_mount() => 0,
         Ok(words) => run(arguments, words, &inherited),
         Err(sentence) => {
             eprintln!("kmsfs: {sentence}");
             EXIT_USAGE
         }
     }
+}
+
+/// Whether this is a helper of mount(8): they are named after the type.
+fn called_by_mount() -> bool {
+    let name = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    name.file_name().is_some_and(|name| name.as_bytes().starts_with(b"mount."))
 }
 
 fn version() -> String {

@@ -12,7 +12,7 @@ use crate::fuse::control;
 use crate::fuse::mount::{TYPE, table, unmount_path};
 
 use super::exit::{FAILURE, MOUNT_POINT, failure};
-use super::output::Out;
+use super::output::{Out, note};
 
 /// What people look for first.
 const FIRST_FACTS: [&str; 4] = ["mountpoint", "source", "volume", "access"];
@@ -49,7 +49,12 @@ pub fn umount(args: UmountArgs) -> anyhow::Result<()> {
     let point = absolute(&args.mountpoint)?;
     require_mount(&point)?;
     let source = source_of(&point);
-    let result = if args.lazy { unmount_path(&point, true) } else { control::unmount(&point) };
+    let device = table::top_at(&point).map(|entry| entry.device).unwrap_or_default();
+    let result = if args.lazy {
+        unmount_path(&point, true)
+    } else {
+        control::unmount_patiently(&point, &mut || tell_the_wait(&point, &device))
+    };
     match result {
         Ok(()) if args.lazy => Ok(()),
         Ok(()) => source.map_or(Ok(()), |source| require_clean_end(&source)),
@@ -61,6 +66,15 @@ pub fn umount(args: UmountArgs) -> anyhow::Result<()> {
         }
         Err(error) => Err(error).with_context(|| format!("cannot unmount {}", point.display())),
     }
+}
+
+/// Unmounted here, and the daemon goes on: says why, so that nobody takes it for a hang.
+fn tell_the_wait(point: &Path, device: &str) {
+    let reason = match table::seen_by(device).as_str() {
+        "" => "its daemon to write everything".to_owned(),
+        others => format!("another mount namespace that still has it mounted, that of {others}"),
+    };
+    note(format!("{} is unmounted here; waiting for {reason}", point.display()));
 }
 
 /// A daemon that could not write everything leaves its session marker behind.

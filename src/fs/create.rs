@@ -89,7 +89,7 @@ impl Volume {
                 self.flags.writeback.then_some((st.st_mtime, st.st_mtime_nsec as u32));
         }
         self.open.lock().insert(ino, inode.clone());
-        let opened = self.new_handle(&inode, flags & libc::O_ACCMODE != libc::O_RDONLY);
+        let opened = self.new_handle(&inode, flags);
         let attr = self.attr_of(&inode, &st, None)?;
         Ok((attr, opened))
     }

@@ -26,6 +26,8 @@ pub struct FileHandle {
     pub inode: Arc<Inode>,
     /// Opened for writing.
     pub writable: bool,
+    /// Reading moves the access time: not with O_NOATIME.
+    marks_reads: bool,
     atime_done: AtomicBool,
 }
 
@@ -41,7 +43,8 @@ impl Volume {
             self.require_writable()?;
         }
         self.hold_content(&inode, write || flags & libc::O_TRUNC != 0)?;
-        let opened = self.new_handle(&inode, write);
+        let mut opened = self.new_handle(&inode, flags);
+        opened.keep_cache = !self.must_see_reads(&inode, flags);
         if flags & libc::O_TRUNC != 0
             && let Err(error) = self.truncate_held(who, &inode, 0)
         {
@@ -52,10 +55,14 @@ impl Volume {
     }
 
     /// Registers a handle whose content is held already.
-    pub(super) fn new_handle(&self, inode: &Arc<Inode>, writable: bool) -> Opened {
+    pub(super) fn new_handle(&self, inode: &Arc<Inode>, flags: i32) -> Opened {
         let fh = self.new_fh();
-        let handle =
-            FileHandle { inode: inode.clone(), writable, atime_done: AtomicBool::new(false) };
+        let handle = FileHandle {
+            inode: inode.clone(),
+            writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            marks_reads: flags & libc::O_NOATIME == 0,
+            atime_done: AtomicBool::new(false),
+        };
         self.files.write().insert(fh, Arc::new(handle));
         // The backing directory is ours alone, so what the kernel has cached is still true.
         Opened { fh, keep_cache: true }
@@ -271,6 +278,23 @@ impl Volume {
         }
     }
 
+    /// Closes a removed file that nobody can reach any more. What could not be committed, on a full
+    /// disk say, has nowhere to go, and keeping it would keep its space.
+    pub(super) fn abandon_removed(&self, inode: Arc<Inode>) {
+        let opening = inode.opening.lock();
+        let mut file = inode.file.lock();
+        let removed = |storage: &Arc<FileStorage>| {
+            rustix::fs::fstat(&storage.0).is_ok_and(|st| st.st_nlink == 0)
+        };
+        if file.handles == 0 && file.storage.as_ref().is_some_and(removed) {
+            file.content = None;
+            file.storage = None;
+            self.open.lock().remove(&inode.ino);
+        }
+        drop((file, opening));
+        self.table.prune(inode);
+    }
+
     /// Commits one inode's content; closes it if a failed commit had kept it.
     pub(super) fn commit_inode(&self, inode: &Arc<Inode>) -> FsResult<()> {
         let Some(content) = inode.content() else { return Ok(()) };
@@ -329,19 +353,41 @@ impl Volume {
     }
 
     fn touch_atime(&self, handle: &FileHandle) {
-        let due = match self.flags.atime {
-            Atime::Noatime => false,
-            Atime::Strictatime => true,
-            Atime::Relatime => !handle.atime_done.swap(true, Ordering::Relaxed),
-        };
-        if !due || !self.writable() {
+        let first = !handle.atime_done.swap(true, Ordering::Relaxed);
+        if !handle.marks_reads || (self.flags.atime == Atime::Relatime && !first) {
             return;
         }
         let Some(storage) = handle.inode.file.lock().storage.clone() else { return };
-        let Ok(st) = rustix::fs::fstat(&storage.0) else { return };
-        if self.flags.atime == Atime::Strictatime || atime_is_stale(&st) {
+        if self.atime_is_due(&storage) {
             backing::read_visibly(&storage.0);
         }
+    }
+
+    /// Whether a read now would move the access time.
+    fn atime_is_due(&self, storage: &FileStorage) -> bool {
+        let stale = || rustix::fs::fstat(&storage.0).is_ok_and(|st| atime_is_stale(&st));
+        self.writable()
+            && match self.flags.atime {
+                Atime::Noatime => false,
+                Atime::Strictatime => true,
+                Atime::Relatime => stale(),
+            }
+    }
+
+    /// Whether the kernel has to ask for what it has cached: it marks no read by itself, so one
+    /// that must move the access time has to come here. Not while somebody else may have dirty
+    /// pages: dropping those writes them back one by one.
+    fn must_see_reads(&self, inode: &Inode, flags: i32) -> bool {
+        let marks = flags & libc::O_ACCMODE != libc::O_WRONLY && flags & libc::O_NOATIME == 0;
+        if !marks || self.flags.atime == Atime::Noatime {
+            return false;
+        }
+        let (storage, dirty) = {
+            let file = inode.file.lock();
+            let written = file.content.as_ref().is_some_and(|content| content.is_writable());
+            (file.storage.clone(), written && file.handles > 1)
+        };
+        !dirty && storage.is_some_and(|storage| self.atime_is_due(&storage))
     }
 
     /// Writes all of `data`.

@@ -128,6 +128,11 @@ impl Inode {
         self.file.lock().true_size.is_some() && !self.names.lock().places.is_empty()
     }
 
+    /// The kernel does not know it any more.
+    pub fn is_forgotten(&self) -> bool {
+        self.lookups.load(Ordering::Acquire) == 0
+    }
+
     /// The present content, if the file is open.
     pub fn content(&self) -> Option<Arc<Content>> {
         self.file.lock().content.clone()

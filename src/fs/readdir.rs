@@ -180,6 +180,12 @@ impl Volume {
         }
     }
 
+    /// Whether the kernel may answer from a listing it has cached. Every change comes through it, and
+    /// drops the listing; but it marks no access by itself.
+    pub fn may_cache_listings(&self) -> bool {
+        self.flags.atime != Atime::Strictatime
+    }
+
     /// Makes a directory's entries durable.
     pub fn fsyncdir(&self, fh: Fh) -> FsResult<()> {
         let stream = self.stream(fh)?;

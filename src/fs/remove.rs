@@ -40,6 +40,12 @@ impl Volume {
     /// Drops kernel lookups of an inode.
     pub fn forget(&self, ino: Ino, lookups: u64) {
         self.table.forget(ino, lookups);
+        // Still here: perhaps for the sake of content that could not be committed.
+        if let Some(inode) = self.table.get(ino)
+            && inode.is_forgotten()
+        {
+            self.abandon_removed(inode);
+        }
     }
 
     fn find(&self, parent: Ino, name: &[u8]) -> FsResult<Found> {

@@ -12,6 +12,7 @@ use super::ops::Counters;
 use crate::fs::{Caller, FsError, FsResult, JournalStatus, Volume};
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
+use rustix::time::Timespec;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ const STATUS: &str = "kmsfs.status";
 const SYNC: &str = "kmsfs.sync";
 /// Largest attribute value the kernel passes, bytes.
 const MAX_VALUE: usize = 65536;
+/// How long an unmount waits before it says what for.
+const PATIENCE: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
 
 /// What `status` tells beside the volume's own facts.
 #[derive(Clone, Debug)]
@@ -197,6 +200,11 @@ pub fn sync(mountpoint: &Path) -> io::Result<()> {
 /// Unmounts `mountpoint` and waits until its daemon has written everything and ended.
 /// A mount whose daemon died is just removed.
 pub fn unmount(mountpoint: &Path) -> io::Result<()> {
+    unmount_patiently(mountpoint, &mut || {})
+}
+
+/// The same; `waiting` is called once when the daemon takes its time.
+pub fn unmount_patiently(mountpoint: &Path, waiting: &mut dyn FnMut()) -> io::Result<()> {
     let daemon = match status(mountpoint) {
         Ok(json) => daemon_of(&json),
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
@@ -206,7 +214,13 @@ pub fn unmount(mountpoint: &Path) -> io::Result<()> {
     };
     super::mount::unmount_path(mountpoint, false)?;
     match daemon {
-        Some(daemon) => wait_until_gone(&daemon),
+        Some(daemon) => {
+            if !gone_within(&daemon, Some(&PATIENCE))? {
+                waiting();
+                gone_within(&daemon, None)?;
+            }
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -237,12 +251,13 @@ fn daemon_of(json: &str) -> Option<rustix::fd::OwnedFd> {
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
 }
 
-fn wait_until_gone(daemon: &rustix::fd::OwnedFd) -> io::Result<()> {
+/// Whether the daemon ended before the time was over.
+fn gone_within(daemon: &rustix::fd::OwnedFd, time: Option<&Timespec>) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, poll};
     loop {
-        match poll(&mut [PollFd::new(daemon, PollFlags::IN)], None) {
+        match poll(&mut [PollFd::new(daemon, PollFlags::IN)], time) {
             Err(rustix::io::Errno::INTR) => {}
-            other => return other.map(drop).map_err(Into::into),
+            other => return other.map(|ready| ready > 0).map_err(Into::into),
         }
     }
 }

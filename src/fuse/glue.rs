@@ -432,8 +432,10 @@ impl Filesystem for Glue {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.run(Op::Opendir, || {
-            // Every change comes through this kernel, which drops its cached listing then.
-            let cache = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+            let cache = match self.volume.may_cache_listings() {
+                true => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                false => FopenFlags::empty(),
+            };
             answer(reply, self.volume.opendir(ino.0), |reply, fh| {
                 reply.opened(FileHandle(fh), cache);
             });

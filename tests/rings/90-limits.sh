@@ -28,5 +28,26 @@ if [ "$FS" = kmsfs ]; then
     CHECK_LINES=40 check "limits with plain names" python3 "$RING_DIR/limits.py" make "$MNT"
     vol_remount
     check "limits with plain names after a remount" python3 "$RING_DIR/limits.py" check "$MNT"
+    vol_umount
 fi
+# A full disk: what does not fit is an error, what was removed makes room, the rest is as it was.
+backing tmpfs 8
+vol_new full
+vol_mount
+head -c 5000000 /dev/urandom >"$WORK/fits"
+echo kept >"$MNT/kept"
+refuse "more than fits" dd if=/dev/urandom of="$MNT/big" bs=64k count=200 conv=fsync status=none
+check "another file on a full disk" grep -qx kept "$MNT/kept"
+rm "$MNT/big"
+check "room after a removal" dd if="$WORK/fits" of="$MNT/next" bs=64k conv=fsync status=none
+exec 9>"$MNT/open"
+refuse "more than fits, again" dd if=/dev/urandom of=/dev/fd/9 bs=64k count=200 conv=fsync status=none
+rm "$MNT/open"
+exec 9>&-
+check "room after the last close of a removed file" \
+    dd if="$WORK/fits" of="$MNT/next" bs=64k conv=fsync status=none
+vol_remount
+check "what fitted is there" cmp "$WORK/fits" "$MNT/next"
+check "and what was before" grep -qx kept "$MNT/kept"
+vol_umount
 ring_end

@@ -41,18 +41,25 @@ impl Mounted {
 
     /// A fresh volume, not mounted yet.
     pub fn unmounted(options: &str) -> Mounted {
-        Mounted::prepare(options, false)
+        Mounted::prepare(&std::env::temp_dir(), options, false)
     }
 
-    /// A fresh volume of the ordinary user, mounted by that user.
-    pub fn as_user(options: &str) -> Mounted {
-        let mounted = Mounted::prepare(options, true);
+    /// A fresh volume whose backing directory lies below `place`, mounted.
+    pub fn below(place: &Path, options: &str) -> Mounted {
+        let mounted = Mounted::prepare(place, options, false);
         mounted.mount();
         mounted
     }
 
-    fn prepare(options: &str, user: bool) -> Mounted {
-        let dir = TempDir::with_prefix("kmsfs-mount-").unwrap();
+    /// A fresh volume of the ordinary user, mounted by that user.
+    pub fn as_user(options: &str) -> Mounted {
+        let mounted = Mounted::prepare(&std::env::temp_dir(), options, true);
+        mounted.mount();
+        mounted
+    }
+
+    fn prepare(place: &Path, options: &str, user: bool) -> Mounted {
+        let dir = TempDir::with_prefix_in("kmsfs-mount-", place).unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let kmsfs = PathBuf::from(env!("CARGO_BIN_EXE_kmsfs"));
         let mut mounted = Mounted { dir, options: options.to_owned(), user: user && root(), kmsfs };

@@ -60,7 +60,7 @@ manifest() {
                 *) sum=- ;;
             esac
             printf '%s %s %s %s %s\n' "$(stat -c %F "$path" | tr ' ' _)" \
-                "$(if [ -f "$path" ]; then stat -c %s "$path"; else echo -; fi)" \
+                "$(if [ -f "$path" ] && [ ! -L "$path" ]; then stat -c %s "$path"; else echo -; fi)" \
                 "$(stat -c %a "$path")" "${sum%% *}" "$path"
         done
     )

@@ -77,14 +77,28 @@ fn octal(digits: &[u8]) -> Option<u8> {
 /// A clause naming programs that use files below `point`, as far as we may see them; empty if
 /// none is seen.
 pub fn holders(point: &Path) -> String {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return String::new() };
-    let held = processes.flatten().map(|p| p.path()).filter(|p| {
-        let is_process =
-            p.file_name().is_some_and(|n| n.as_bytes().first().is_some_and(u8::is_ascii_digit));
-        is_process && holds(p, point)
-    });
-    let names: Vec<String> = held.take(NAMED_HOLDERS).map(|p| describe(&p)).collect();
+    let names: Vec<String> =
+        processes().filter(|p| holds(p, point)).take(NAMED_HOLDERS).map(|p| describe(&p)).collect();
     if names.is_empty() { String::new() } else { format!(", in use by {}", names.join(", ")) }
+}
+
+/// Processes that still see a mount of this device, in a mount namespace (a container, say) made
+/// while it was mounted here; unmounting here does not reach it there. Empty if there are none.
+pub fn seen_by(device: &str) -> String {
+    let sees = |process: &PathBuf| {
+        let table = std::fs::read(process.join("mountinfo")).unwrap_or_default();
+        table.split(|&b| b == b'\n').filter_map(parse).any(|entry| entry.device == device)
+    };
+    let names: Vec<String> =
+        processes().filter(sees).take(NAMED_HOLDERS).map(|p| describe(&p)).collect();
+    names.join(", ")
+}
+
+fn processes() -> impl Iterator<Item = PathBuf> {
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    all.filter(|path| {
+        path.file_name().is_some_and(|n| n.as_bytes().first().is_some_and(u8::is_ascii_digit))
+    })
 }
 
 fn holds(process: &Path, point: &Path) -> bool {
