@@ -242,24 +242,6 @@ impl Volume {
         }
     }
 
-    /// Gives up a file whose last name is gone and that nobody has open: what its commits wrote
-    /// needs no place any more.
-    pub(super) fn abandon(&self, inode: &Arc<Inode>) {
-        let _opening = inode.opening.lock();
-        let mut file = inode.file.lock();
-        let unlinked =
-            |s: &Arc<FileStorage>| rustix::fs::fstat(&s.0).is_ok_and(|s| s.st_nlink == 0);
-        if file.handles > 0 || !file.storage.as_ref().is_some_and(unlinked) {
-            return;
-        }
-        if let Some(content) = file.content.take() {
-            content.discard();
-        }
-        file.storage = None;
-        drop(file);
-        self.open.lock().remove(&inode.ino);
-    }
-
     fn close_idle(&self, inode: &Arc<Inode>) {
         let mut file = inode.file.lock();
         // What waits for a checkpoint is read through its content until then.
@@ -278,8 +260,9 @@ impl Volume {
         }
     }
 
-    /// Closes a removed file that nobody can reach any more. What could not be committed, on a full
-    /// disk say, has nowhere to go, and keeping it would keep its space.
+    /// Closes a removed file that nobody can reach any more. What waits in the journal, or could not be
+    /// committed, on a full disk say, has nowhere to go, and keeping it would keep its space. Not
+    /// while `moves` is held.
     pub(super) fn abandon_removed(&self, inode: Arc<Inode>) {
         let opening = inode.opening.lock();
         let mut file = inode.file.lock();
@@ -287,7 +270,9 @@ impl Volume {
             rustix::fs::fstat(&storage.0).is_ok_and(|st| st.st_nlink == 0)
         };
         if file.handles == 0 && file.storage.as_ref().is_some_and(removed) {
-            file.content = None;
+            if let Some(content) = file.content.take() {
+                content.discard();
+            }
             file.storage = None;
             self.open.lock().remove(&inode.ino);
         }

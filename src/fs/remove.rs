@@ -98,13 +98,11 @@ impl Volume {
         Ok(removed?)
     }
 
-    /// After a name went: lets go of a file that nobody can reach any more. Not while `moves` is
-    /// held.
+    /// After a name went: lets go of a file that nobody can reach any more.
     fn let_go(&self, gone: &Found) {
         let last = gone.stat.st_nlink == 1 && gone.kind == FileKind::Regular;
         if let Some(inode) = self.table.get(gone.ino).filter(|_| last) {
-            self.abandon(&inode);
-            self.table.prune(inode);
+            self.abandon_removed(inode);
         }
     }
 
