@@ -10,6 +10,8 @@ mod create;
 mod dirs;
 pub mod error;
 mod files;
+mod firm;
+mod flush;
 mod inode;
 pub mod names;
 mod readdir;
@@ -22,4 +24,5 @@ mod xattr;
 
 pub use attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
 pub use error::{FsError, FsResult};
+pub use firm::{Flushes, Step, StepHook};
 pub use volume::{Access, Atime, DirEntry, Fh, MountFlags, OpenError, Opened, Volume, WriteHow};

@@ -82,7 +82,7 @@ impl Volume {
         };
         let content = match content {
             Some(content) => {
-                content.upgrade(fresh.clone());
+                content.upgrade(self.watched(inode.ino, &fresh));
                 Some(content)
             }
             None => self.load_content(inode, &fresh, write)?,
@@ -132,7 +132,7 @@ impl Volume {
         write: bool,
     ) -> FsResult<Option<Arc<Content>>> {
         let backing_len = storage.len()?;
-        let dynamic: Arc<dyn Storage> = storage.clone();
+        let dynamic = self.watched(inode.ino, storage);
         if backing_len == 0 {
             if !write {
                 return Ok(None);
@@ -245,6 +245,7 @@ impl Volume {
             let now = rustix::fs::fstat(&storage.0)?.st_mode & 0o7777;
             if now & SET_ID != due {
                 rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(now & !SET_ID | due))?;
+                self.attributes_changed(inode);
             }
         }
         result
@@ -332,6 +333,7 @@ impl Volume {
         let kill = if mode & 0o2010 == 0o2010 { 0o6000 } else { 0o4000 };
         if mode & kill != 0 {
             rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & !kill))?;
+            self.attributes_changed(inode);
             *set_id = Some(mode & !kill & SET_ID);
             self.stale_modes.lock().push(inode.ino);
         }
@@ -347,20 +349,22 @@ impl Volume {
         }
     }
 
-    /// fsync(2) and fdatasync(2).
-    pub fn fsync(&self, fh: Fh) -> FsResult<()> {
+    /// fsync(2), or with `datasync` fdatasync(2).
+    pub fn fsync(&self, fh: Fh, datasync: bool) -> FsResult<()> {
         let handle = self.handle(fh)?;
+        self.make_names_firm(&handle.inode)?;
         let (content, storage) = {
             let file = handle.inode.file.lock();
             (file.content.clone(), file.storage.clone())
         };
         match (content, storage) {
             (Some(content), _) if content.is_writable() => {
-                self.keep_set_id(&handle.inode, || content.sync())
+                self.keep_set_id(&handle.inode, || content.sync())?;
             }
-            (_, Some(storage)) => Ok(storage.sync()?),
-            (_, None) => Ok(()),
+            (_, Some(storage)) => self.firm.sync_file(handle.inode.ino, &storage)?,
+            (_, None) => {}
         }
+        self.sync_attributes(&handle.inode, datasync)
     }
 
     /// The last close of a handle.

@@ -16,6 +16,7 @@ use super::backing;
 use super::dirs::DirCache;
 use super::error::{FsError, FsResult};
 use super::files::FileHandle;
+use super::firm::Firm;
 use super::inode::{Inode, InodeTable};
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
@@ -134,6 +135,8 @@ pub struct Volume {
     pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
     pub(super) unclean: bool,
+    /// What is not known to be on disk yet.
+    pub(super) firm: Arc<Firm>,
     pub(super) euid: u32,
     pub(super) egid: u32,
 }
@@ -187,6 +190,7 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
+            firm: Arc::default(),
             euid: rustix::process::geteuid().as_raw(),
             egid: rustix::process::getegid().as_raw(),
         };
@@ -242,8 +246,7 @@ impl Volume {
         self.keep_root_times(|root| {
             Ok(rustix::fs::unlinkat(root, SESSION_NAME, AtFlags::empty())?)
         })?;
-        rustix::fs::syncfs(&self.root)?;
-        Ok(())
+        self.flush_backing()
     }
 
     /// Commits every dirty file; with `flush` also flushes the backing file system. Goes on after
@@ -259,7 +262,7 @@ impl Volume {
             self.table.prune(inode);
         }
         if flush && self.writable() {
-            rustix::fs::syncfs(&self.root)?;
+            self.flush_backing()?;
         }
         first
     }
@@ -337,8 +340,9 @@ impl Volume {
         if self.writable() {
             let text = format!("pid {}\n", std::process::id());
             self.keep_root_times(|root| {
-                backing::write_small(root, SESSION_NAME.as_bytes(), text.as_bytes())
+                backing::write_small(root, SESSION_NAME.as_bytes(), text.as_bytes()).map(drop)
             })?;
+            self.firm.nothing_known();
         }
         if self.unclean {
             log::warn!(

@@ -129,6 +129,7 @@ impl Control {
 
     fn status(&self, volume: &Volume) -> serde_json::Value {
         let (inodes, handles, descriptors) = volume.counters();
+        let flushes = volume.flushes();
         serde_json::json!({
             "mountpoint": self.facts.mountpoint.to_string_lossy(),
             "source": volume.source().to_string_lossy(),
@@ -143,6 +144,12 @@ impl Control {
             "handles": handles,
             "backing_descriptors": descriptors,
             "requests": self.counters.to_json(),
+            "flushes": {
+                "files": flushes.files,
+                "helpers": flushes.helpers,
+                "directories": flushes.directories,
+                "whole": flushes.whole,
+            },
         })
     }
 
