@@ -17,6 +17,7 @@ mod mounted;
 mod output;
 mod progress;
 mod reader;
+mod recover;
 mod secrets;
 mod tree;
 mod verify;

@@ -18,7 +18,7 @@ pub use aead::{BACKEND, SegmentKey};
 pub use filekeys::{DataKey, FileKeys};
 pub use mac::fingerprint;
 pub use secret::{Secret, SecretBytes};
-pub use volumekeys::{VolumeKey, VolumeKeys};
+pub use volumekeys::{JournalKey, VolumeKey, VolumeKeys};
 
 /// Ciphertext or MAC did not authenticate. Carries nothing on purpose.
 #[derive(Debug, Error, PartialEq, Eq, Clone, Copy)]

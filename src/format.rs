@@ -7,6 +7,7 @@ pub mod bytes;
 pub mod descriptor;
 pub mod dirfile;
 pub mod header;
+pub mod journal;
 pub mod layout;
 pub mod recipient;
 pub mod tags;

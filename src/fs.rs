@@ -13,6 +13,7 @@ mod files;
 mod firm;
 mod flush;
 mod inode;
+pub mod journal;
 pub mod names;
 mod readdir;
 mod remove;
@@ -22,6 +23,7 @@ pub mod verify;
 pub mod volume;
 mod xattr;
 
+pub use crate::store::journal::JournalStatus;
 pub use attr::{Attr, Caller, FileKind, Ino, SetAttr, SetTime, StatFs};
 pub use error::{FsError, FsResult};
 pub use firm::{Flushes, Step, StepHook};

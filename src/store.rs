@@ -9,15 +9,26 @@
 //! | `tree` | the keyed hash tree between tag blocks and root hash |
 //! | `read`, `write`, `resize` | the operations |
 //! | `commit` | what a commit consists of, and how it reaches the backing file in place |
+//! | [`log`] | one file whose commits are journal records |
+//! | [`journal`] | the records of all files, flushed together; checkpoints |
+//! | `pending` | what the records of one file amount to |
+//! | [`recover`] | reading a journal after an unclean stop |
+//! | [`mutation`] | mistakes on purpose, for the proof |
 //! | `scan` | seeking for data and holes, verification |
 //! | [`rewrap`] | new recipients in a header, content untouched |
 //!
-//! Invariant of the whole layer: a block that the last committed state refers to is overwritten by
-//! a commit only. It must not know providers, directories or FUSE.
+//! Invariant of the whole layer: a block that a committed state refers to, be it the last one or one
+//! that a crash may bring back, is overwritten by a commit or a checkpoint only. It must not know providers, directories or FUSE.
 
 mod commit;
 pub mod content;
+pub mod journal;
+pub mod log;
+pub mod mutation;
+mod pending;
+mod ranges;
 mod read;
+pub mod recover;
 mod resize;
 pub mod rewrap;
 mod scan;
@@ -30,6 +41,8 @@ mod write;
 use thiserror::Error;
 
 pub use content::Content;
+pub use journal::{Journal, Medium};
+pub use log::{FileLog, Whereabouts};
 pub use rewrap::rewrap_header;
 pub use storage::{FileStorage, Storage};
 

@@ -59,6 +59,10 @@ impl Watched {
         self.happened();
     }
 
+    fn write(&self, fh: Fh) {
+        self.volume.write(fh, 0, b"more", WriteHow::Direct).unwrap();
+    }
+
     fn fsync(&self, fh: Fh) {
         self.volume.fsync(fh, false).unwrap();
     }
@@ -98,6 +102,7 @@ fn word(step: &Step) -> &'static str {
         Step::Helper(..) => panic!("an unknown helper"),
         Step::Directory(_) => "directory",
         Step::Whole => "whole",
+        Step::Journal => "journal",
         Step::Named(_) => "rename",
     }
 }
@@ -114,11 +119,20 @@ fn in_an_old_directory_an_fsync_is_one_flush() {
     tree.settle();
     let (_, new) = tree.create("old/new");
     for fh in [new, before] {
-        for _ in 0..3 {
-            tree.volume.write(fh, 0, b"more", WriteHow::Direct).unwrap();
-            tree.fsync(fh);
-            assert_eq!(tree.happened(), ["file"]);
+        tree.write(fh);
+        tree.fsync(fh);
+        assert_eq!(tree.happened(), ["file"], "a first header goes to its place");
+        tree.write(fh);
+        tree.fsync(fh);
+        // The first record made the journal.
+        assert_eq!(tree.happened().last(), Some(&"journal"));
+        for datasync in [false, true] {
+            tree.write(fh);
+            tree.volume.fsync(fh, datasync).unwrap();
+            assert_eq!(tree.happened(), ["journal"]);
         }
+        tree.fsync(fh);
+        assert_eq!(tree.happened(), [""; 0], "nothing was changed");
     }
 }
 
@@ -126,9 +140,10 @@ fn in_an_old_directory_an_fsync_is_one_flush() {
 fn a_session_trusts_nothing_that_stood_there_before() {
     let bench = Bench::new(NameMode::Encrypted);
     let tree = bench.tree();
-    let (_, fh) = tree.create("f");
-    tree.volume.fsync(fh, false).unwrap();
-    tree.volume.fsync(fh, false).unwrap();
+    for name in ["f", "g"] {
+        let (_, fh) = tree.create(name);
+        tree.volume.fsync(fh, false).unwrap();
+    }
     let expected = Flushes { files: 2, whole: 1, ..Flushes::default() };
     assert_eq!(tree.volume.flushes(), expected);
 }
@@ -150,7 +165,7 @@ fn the_first_fsync_in_new_directories_flushes_their_helpers_and_the_second_does_
     tree.fsync(first);
     assert_eq!(tree.flushed(), ["file", "kmsfs.dir", "kmsfs.dir", "kmsfs.dir", "name"]);
     tree.fsync(first);
-    assert_eq!(tree.happened(), ["file"]);
+    assert_eq!(tree.happened(), [""; 0]);
     let (_, second) = tree.create("a/1/2/3/second");
     tree.fsync(second);
     assert_eq!(tree.happened(), ["file"]);
@@ -190,8 +205,20 @@ fn a_whole_flush_makes_everything_firm() {
     tree.fsync(fh);
     assert_eq!(tree.happened(), ["file"]);
     assert!(!tree.volume.naming_may_wait());
+    tree.mkdir("c");
     tree.volume.shutdown().unwrap();
+    // Once before the marker of the session goes, once with it.
     assert_eq!(tree.happened(), ["whole", "whole"]);
+}
+
+/// The periodic commit makes names and attributes firm, not only what is in files.
+#[test]
+fn names_are_firm_after_a_while() {
+    let tree = watched();
+    tree.mkdir("a");
+    (0..6).for_each(|_| tree.volume.tick().unwrap());
+    assert_eq!(tree.happened(), ["whole"]);
+    assert!(!tree.volume.naming_may_wait());
 }
 
 #[test]
@@ -381,8 +408,14 @@ fn attributes_reach_the_disk_with_fsync() {
     tree.volume.setattr(me(), ino, Some(opened.fh), times).unwrap();
     tree.volume.setxattr(me(), ino, b"user.a", b"1", 0).unwrap();
     tree.volume.fsync(opened.fh, true).unwrap();
+    assert_eq!(tree.happened(), [""; 0], "fdatasync is not asked for attributes");
     tree.fsync(opened.fh);
-    assert_eq!(tree.happened(), ["file", "file"]);
+    assert_eq!(tree.happened(), ["file"]);
+    tree.write(opened.fh);
+    tree.volume.setxattr(me(), ino, b"user.b", b"2", 0).unwrap();
+    tree.happened();
+    tree.fsync(opened.fh);
+    assert!(tree.happened().contains(&"file"));
 }
 
 #[test]
@@ -408,7 +441,7 @@ fn removed_things_are_forgotten() {
     tree.fsync(fh);
     assert_eq!(tree.flushed(), ["file", "kmsfs.dir"]);
     let flushes = tree.volume.flushes();
-    assert_eq!(flushes, Flushes { files: 1, helpers: 1, directories: 0, whole: 1 });
+    assert_eq!(flushes, Flushes { files: 1, helpers: 1, whole: 1, ..Flushes::default() });
 }
 
 #[test]

@@ -34,7 +34,8 @@ const OWNED_CRATES: [(&str, &str); 14] = [
 ];
 
 /// Types that hold secrets: never printed, never copied by accident.
-const SECRET_TYPES: [&str; 8] = [
+const SECRET_TYPES: [&str; 9] = [
+    "JournalKey",
     "Secret",
     "SecretBytes",
     "DataKey",

@@ -15,8 +15,9 @@ use super::info::InfoArgs;
 use super::init::InitArgs;
 use super::key::KeyArgs;
 use super::mounted::{StatusArgs, SyncArgs, UmountArgs};
+use super::recover::RecoverArgs;
 use super::verify::VerifyArgs;
-use super::{cat, export, info, init, key, mounted, verify};
+use super::{cat, export, info, init, key, mounted, recover, verify};
 
 /// Make, inspect and look after kmsfs volumes; `kmsfs` mounts them
 #[derive(Parser)]
@@ -34,6 +35,7 @@ enum Command {
     Sync(SyncArgs),
     Info(InfoArgs),
     Verify(VerifyArgs),
+    Recover(RecoverArgs),
     Cat(CatArgs),
     Export(ExportArgs),
     Key(KeyArgs),
@@ -63,6 +65,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Sync(args) => mounted::sync(args),
         Command::Info(args) => info::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Recover(args) => recover::run(args),
         Command::Cat(args) => cat::run(args),
         Command::Export(args) => export::run(args),
         Command::Key(args) => key::run(args),

@@ -12,10 +12,10 @@ use serde::Serialize;
 use crate::crypto::SecretBytes;
 use crate::crypto::wrap::Argon2Cost;
 use crate::format::descriptor::Descriptor;
-use crate::fs::Access;
 use crate::fs::rewrap::{Sweep, Swept};
 use crate::fs::survey::regular_bytes;
 use crate::fs::volume::unlock_error;
+use crate::fs::{Access, journal};
 use crate::keys::unlock::UnlockError;
 use crate::keys::x25519::X25519;
 use crate::keys::{Editor, KeyError, KeySpec, keyfile, same_key};
@@ -162,7 +162,7 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let (headers, rewritten, problems) = (0, 0, Vec::new());
     let mut edited = Edited { descriptor_changed, generation, headers, rewritten, problems };
     if matches!(args.key, KeySpec::X25519(_)) {
-        let tree = Tree::unlock(root, &args.dir, &bytes, &options)?;
+        let tree = Tree::unlock(root, &args.dir, &bytes, Access::ReadWrite, &options)?;
         let (swept, problems) = sweep(&tree, before, args.json).with_context(|| {
             let again = "run the same command again to finish the file headers";
             format!("{}: the descriptor is changed; {again}", args.dir.display())
@@ -215,6 +215,7 @@ fn sweep(tree: &Tree, before: u64, json: bool) -> anyhow::Result<(Swept, Vec<Dam
         context: tree.context.clone(),
         names: tree.descriptor.params.names,
         generation: before,
+        journal: journal::open(&tree.root, &tree.context),
         keyring: &tree.keyring,
         watch: &screen,
     };

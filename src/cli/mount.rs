@@ -4,20 +4,26 @@ pub(super) mod options;
 
 use super::output::harmless;
 use crate::crypto::BACKEND;
-use crate::fs::volume::OpenError;
+use crate::fs::volume::{OpenError, open_root};
 use crate::fs::{Access, MountFlags, Volume};
+use crate::fuse::mount::{TYPE, table};
 use crate::fuse::session::{Config, SessionError, serve};
 use crate::keys::UnlockOptions;
 use crate::sys::{logging, process};
 use clap::{ArgAction, Parser};
 use log::LevelFilter;
 use options::Words;
+use rustix::fs::{FlockOperation, flock};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Exit code of a wrong command line.
 const EXIT_USAGE: i32 = 2;
+/// How long a mount waits for the daemon before it to finish, and how often it looks.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(20);
+const PREDECESSOR_POLL: Duration = Duration::from_millis(20);
 /// Newest on-disk format this program writes.
 const FORMAT_VERSION: u16 = 1;
 
@@ -187,7 +193,22 @@ fn open_volume(
         prompt: Some(Box::new(super::secrets::ask)),
         expect: words.expect,
     };
+    wait_for_predecessor(source);
     Volume::open(source, access, flags, &unlock)
+}
+
+/// After an unmount the daemon goes on until everything is in its place. A mount that comes
+/// meanwhile waits for it instead of being refused.
+fn wait_for_predecessor(source: &std::path::Path) {
+    let started = Instant::now();
+    while started.elapsed() < PREDECESSOR_WAIT && !table::is_mounted_from(TYPE, source) {
+        let Ok(root) = open_root(source) else { return };
+        match flock(&root, FlockOperation::NonBlockingLockShared) {
+            // Free now; whoever is quicker than us is told of by the lock itself.
+            Ok(()) => return,
+            Err(_) => std::thread::sleep(PREDECESSOR_POLL),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,13 +9,11 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::fs::volume::SESSION_NAME;
 use crate::fuse::control;
-use crate::fuse::mount::{table, unmount_path};
+use crate::fuse::mount::{TYPE, table, unmount_path};
 
 use super::exit::{FAILURE, MOUNT_POINT, failure};
 use super::output::Out;
 
-/// File system type in the kernel's mount table.
-const TYPE: &str = "fuse.kmsfs";
 /// What people look for first.
 const FIRST_FACTS: [&str; 4] = ["mountpoint", "source", "volume", "access"];
 

@@ -15,8 +15,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
+use crate::fs::journal::{self, Recovery};
 use crate::fs::volume::{
-    Access, OpenError, lock_root, open_root, read_descriptor, unlock_error, volume_context,
+    Access, OpenError, lock_root, open_root, read_descriptor, recovery_error, unlock_error,
+    volume_context,
 };
 use crate::keys::{Keyring, UnlockOptions, unlock};
 use crate::store::content::VolumeContext;
@@ -24,27 +26,30 @@ use crate::store::content::VolumeContext;
 /// A locked and unlocked volume.
 pub struct Tree {
     /// The backing root; holds the lock.
-    pub root: OwnedFd,
+    pub root: Arc<OwnedFd>,
     /// Its descriptor.
     pub descriptor: Descriptor,
     /// Data keys.
     pub keyring: Keyring,
     /// What the engine wants.
     pub context: Arc<VolumeContext>,
+    /// What the journal of an unclean stop held: done already in a volume that may be written.
+    pub recovery: Recovery,
 }
 
 impl Tree {
     /// Locks and unlocks the volume in `path`.
     pub fn open(path: &Path, access: Access, options: &UnlockOptions) -> Result<Self, OpenError> {
         let (root, bytes) = locked(path, access)?;
-        Self::unlock(root, path, &bytes, options)
+        Self::unlock(root, path, &bytes, access, options)
     }
 
-    /// Unlocks a volume that is locked already.
+    /// Unlocks a volume that is locked already, for `access`.
     pub fn unlock(
         root: OwnedFd,
         path: &Path,
         descriptor: &[u8],
+        access: Access,
         options: &UnlockOptions,
     ) -> Result<Self, OpenError> {
         let (descriptor, unlocked) =
@@ -52,8 +57,13 @@ impl Tree {
         // Nothing is encrypted through this context, so the default limit will do.
         let context = volume_context(&descriptor, Arc::new(unlocked.keys), 0)
             .map_err(|error| unlock_error(error.into(), path))?;
-        let context = Arc::new(context);
-        Ok(Self { root, descriptor, keyring: unlocked.keyring, context })
+        let (context, root) = (Arc::new(context), Arc::new(root));
+        let recovery = match access {
+            Access::ReadWrite => journal::replay(&root, &context),
+            Access::ReadOnly => journal::view(&root, &context),
+        };
+        let recovery = recovery.map_err(|error| recovery_error(&error, path))?;
+        Ok(Self { root, descriptor, keyring: unlocked.keyring, context, recovery })
     }
 }
 

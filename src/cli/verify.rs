@@ -69,6 +69,10 @@ struct Report {
     symlinks: u64,
     special_files: u64,
     crash_leftovers: u64,
+    /// Files checked as the journal of an unclean stop shows them.
+    in_journal: u64,
+    /// What that journal held.
+    journal: Vec<String>,
     /// Directories that nobody could look into.
     not_checked: Vec<String>,
     damaged: Vec<DamageLine>,
@@ -136,6 +140,7 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
         names: tree.descriptor.params.names,
         generation: tree.descriptor.params.generation,
         keyring: &tree.keyring,
+        views: &tree.recovery.views,
         watch: &screen,
     };
     let threads = args.threads.map_or_else(default_threads, usize::from);
@@ -166,6 +171,8 @@ impl Report {
             symlinks: checked.symlinks.load(Relaxed),
             special_files: checked.specials.load(Relaxed),
             crash_leftovers: checked.leftovers.load(Relaxed),
+            in_journal: tree.recovery.views.len() as u64,
+            journal: tree.recovery.sentences(),
             not_checked: checked.denied.lock().iter().map(|path| path_shown(path)).collect(),
             damaged,
         }
@@ -190,6 +197,16 @@ impl Report {
                 "{} harmless leftovers of interrupted work: files longer than their header says, \
                  helpers without an owner",
                 self.crash_leftovers
+            ))?;
+        }
+        for sentence in &self.journal {
+            out.line(sentence)?;
+        }
+        if self.in_journal > 0 {
+            out.line(format!(
+                "{} files were checked as the journal shows them; the next mount or `kmsfsctl \
+                 recover` brings them to their place",
+                self.in_journal
             ))?;
         }
         for path in &self.not_checked {

@@ -17,12 +17,28 @@ pub struct VolumeKeys {
     names: Secret<64>,
     symlinks: Secret<64>,
     xattrs: Secret<64>,
+    journal: Secret<32>,
 }
 
 struct Macs {
     header: MacKey,
     descriptor: MacKey,
     directory: MacKey,
+    journal: MacKey,
+}
+
+/// The key of one epoch of a journal.
+pub struct JournalKey(Locked<MacKey>);
+
+impl JournalKey {
+    /// MAC of a record.
+    pub fn mac(&self, bytes: &[u8]) -> [u8; 32] {
+        self.0.mac(&[bytes])
+    }
+    /// Constant-time check of a record's MAC.
+    pub fn mac_ok(&self, bytes: &[u8], mac: &[u8; 32]) -> bool {
+        self.0.verifies(bytes, mac)
+    }
 }
 
 impl VolumeKeys {
@@ -36,10 +52,12 @@ impl VolumeKeys {
                 header: MacKey::new(&subkey(key, volume, b"header mac")),
                 descriptor: MacKey::new(&subkey(key, volume, b"descriptor mac")),
                 directory: MacKey::new(&subkey(key, volume, b"directory mac")),
+                journal: MacKey::new(&subkey(key, volume, b"journal head mac")),
             }),
             names: subkey(key, volume, b"names"),
             symlinks: subkey(key, volume, b"symlinks"),
             xattrs: subkey(key, volume, b"xattrs"),
+            journal: subkey(key, volume, b"journal"),
         };
         // Last: every derivation leaves the end of its output on the stack.
         sys::scrub_stack();
@@ -68,6 +86,22 @@ impl VolumeKeys {
     /// Constant-time check of a directory MAC.
     pub fn directory_mac_ok(&self, bytes: &[u8], mac: &[u8; 32]) -> bool {
         self.macs.directory.verifies(bytes, mac)
+    }
+    /// MAC of a journal's head.
+    pub fn journal_mac(&self, bytes: &[u8]) -> [u8; 32] {
+        self.macs.journal.mac(&[bytes])
+    }
+    /// Constant-time check of a journal head's MAC.
+    pub fn journal_mac_ok(&self, bytes: &[u8], mac: &[u8; 32]) -> bool {
+        self.macs.journal.verifies(bytes, mac)
+    }
+    /// The key of the records of one epoch.
+    pub fn journal_key(&self, epoch: &[u8; 16]) -> JournalKey {
+        let root = mac::hkdf_from_key(&self.journal);
+        let key: Secret<32> = mac::expand(&root, &[b"kmsfs v1 journal epoch", epoch]);
+        let key = JournalKey(Locked::new(MacKey::new(&key)));
+        sys::scrub_stack();
+        key
     }
     /// SIV of a name within its directory (16 bytes longer than the name).
     pub fn seal_name(&self, dir: DirId, name: &[u8]) -> Vec<u8> {

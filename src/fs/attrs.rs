@@ -88,6 +88,9 @@ impl Volume {
             }
             return Ok(());
         }
+        if let Some(mtime) = self.recovery.views.get(&inode.ino).and_then(|v| v.pending_mtime()) {
+            attr.mtime = mtime;
+        }
         attr.size = match (true_size, place) {
             (Some(size), _) => size,
             (None, Some((dir, entry))) if self.unclean && !checked && backing_len > 0 => {

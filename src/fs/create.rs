@@ -81,7 +81,7 @@ impl Volume {
         let inode = self.table.remember(ino, kind, &slot.parent, &slot.entry.backing);
         let storage = Arc::new(FileStorage(file));
         self.firm.born(ino, slot.parent.ino);
-        let dynamic = self.watched(ino, &storage);
+        let dynamic = self.logged(&inode, &storage, true)?;
         let content = Content::create(self.ctx.clone(), dynamic, new.key, new.slot);
         {
             let mut state = inode.file.lock();

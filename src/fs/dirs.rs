@@ -406,7 +406,8 @@ pub(super) fn lossy(raw: &[u8]) -> String {
     String::from_utf8_lossy(raw).into_owned()
 }
 
-fn open_dir_entry(parent: &DirHandle, entry: &[u8]) -> Result<OwnedFd, Errno> {
+/// A descriptor of a directory's subdirectory; follows no symbolic link.
+pub(super) fn open_dir_entry(parent: impl AsFd, entry: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(parent, entry, flags, Mode::empty())
 }

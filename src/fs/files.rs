@@ -12,9 +12,10 @@ use super::backing;
 use super::dirs::Loc;
 use super::error::{FsError, FsResult};
 use super::inode::{FileState, Inode};
+use super::journal::Place;
 use super::volume::{Atime, Fh, Opened, Volume, WriteHow, refuse_rolled_back};
 use crate::format::header::Header;
-use crate::store::{Content, FileStorage, Storage, StoreError};
+use crate::store::{Content, FileLog, FileStorage, Storage, StoreError};
 
 /// Bytes copied at a time by copy_file_range.
 const COPY_STEP: usize = 1 << 20;
@@ -82,7 +83,7 @@ impl Volume {
         };
         let content = match content {
             Some(content) => {
-                content.upgrade(self.watched(inode.ino, &fresh));
+                content.upgrade(self.logged(inode, &fresh, write)?);
                 Some(content)
             }
             None => self.load_content(inode, &fresh, write)?,
@@ -98,6 +99,30 @@ impl Volume {
         drop(file);
         self.open.lock().insert(inode.ino, inode.clone());
         Ok(())
+    }
+
+    /// The backing file with its commits going to the journal, or what [`Self::viewed`] gives.
+    pub(super) fn logged(
+        &self,
+        inode: &Arc<Inode>,
+        storage: &Arc<FileStorage>,
+        write: bool,
+    ) -> FsResult<Arc<dyn Storage>> {
+        if let Some(journal) = self.journal.as_ref().filter(|_| write) {
+            let place = Box::new(Place { inode: Arc::downgrade(inode) });
+            let has_header = !storage.is_empty()?;
+            let watched = self.watched(inode.ino, storage);
+            return Ok(FileLog::new(journal.clone(), watched, place, has_header));
+        }
+        Ok(self.viewed(inode.ino, storage))
+    }
+
+    /// A backing file as the journal of an unclean stop shows it.
+    fn viewed(&self, ino: Ino, storage: &Arc<FileStorage>) -> Arc<dyn Storage> {
+        match self.recovery.views.get(&ino) {
+            Some(view) => view.clone(),
+            None => storage.clone(),
+        }
     }
 
     fn is_open_enough(file: &FileState, write: bool) -> bool {
@@ -127,12 +152,12 @@ impl Volume {
     /// Content of a backing file; `None` for a never-written file that is only read.
     fn load_content(
         &self,
-        inode: &Inode,
+        inode: &Arc<Inode>,
         storage: &Arc<FileStorage>,
         write: bool,
     ) -> FsResult<Option<Arc<Content>>> {
-        let backing_len = storage.len()?;
-        let dynamic = self.watched(inode.ino, storage);
+        let dynamic = self.logged(inode, storage, write)?;
+        let backing_len = dynamic.len()?;
         if backing_len == 0 {
             if !write {
                 return Ok(None);
@@ -164,7 +189,9 @@ impl Volume {
     /// size differs, its cached inode must go: a new generation and ESTALE make it look up again.
     fn check_shown_size(&self, inode: &Inode, header: &Header, backing_len: u64) -> FsResult<()> {
         let known = inode.file.lock().true_size;
-        let shown = known.unwrap_or(self.ctx.layout.plain_len_floor(backing_len));
+        let len = self.recovery.views.get(&inode.ino).and_then(|view| view.pending_len());
+        let shown = self.ctx.layout.plain_len_floor(len.unwrap_or(backing_len));
+        let shown = known.unwrap_or(shown);
         if shown == header.size {
             return Ok(());
         }
@@ -199,9 +226,39 @@ impl Volume {
         self.close_idle(inode);
     }
 
+    /// Checkpoints when more files wait for one than may stay open. Not under any lock.
+    pub(super) fn bound_waiting(&self) {
+        let waiting = self.journal.as_ref().map_or(0, |journal| journal.pending_files());
+        if waiting > self.waiting_max
+            && let Err(error) = self.checkpoint(false)
+        {
+            log::error!("checkpoint: {error}");
+        }
+    }
+
+    /// Gives up a file whose last name is gone and that nobody has open: what its commits wrote
+    /// needs no place any more.
+    pub(super) fn abandon(&self, inode: &Arc<Inode>) {
+        let _opening = inode.opening.lock();
+        let mut file = inode.file.lock();
+        let unlinked =
+            |s: &Arc<FileStorage>| rustix::fs::fstat(&s.0).is_ok_and(|s| s.st_nlink == 0);
+        if file.handles > 0 || !file.storage.as_ref().is_some_and(unlinked) {
+            return;
+        }
+        if let Some(content) = file.content.take() {
+            content.discard();
+        }
+        file.storage = None;
+        drop(file);
+        self.open.lock().remove(&inode.ino);
+    }
+
     fn close_idle(&self, inode: &Arc<Inode>) {
         let mut file = inode.file.lock();
-        if file.handles == 0 && file.content.as_ref().is_none_or(|c| !c.is_dirty()) {
+        // What waits for a checkpoint is read through its content until then.
+        let waits = |c: &Arc<Content>| c.is_dirty() || c.is_pending();
+        if file.handles == 0 && !file.content.as_ref().is_some_and(waits) {
             // Committed by us, so the backing length is right again; read-only content keeps the
             // correction it needed.
             if file.content.as_ref().is_some_and(|c| c.is_writable()) {
@@ -374,6 +431,7 @@ impl Volume {
         let inode = handle.inode.clone();
         drop(handle);
         self.table.prune(inode);
+        self.bound_waiting();
     }
 
     /// Changes the size of a file whose content is held.
@@ -477,8 +535,9 @@ impl Volume {
         entry: &[u8],
     ) -> FsResult<u64> {
         let storage = FileStorage(backing::open_file(dir, entry, false)?);
+        let storage = self.viewed(inode.ino, &Arc::new(storage));
         let shown = self.ctx.layout.plain_len_floor(storage.len()?);
-        let header = Content::read_header(&self.ctx, &storage)?;
+        let header = Content::read_header(&self.ctx, &*storage)?;
         let mut file = inode.file.lock();
         file.size_checked = true;
         file.true_size = (header.size != shown).then_some(header.size);

@@ -22,6 +22,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -51,6 +52,8 @@ pub struct Flushes {
     pub directories: u64,
     /// Of everything.
     pub whole: u64,
+    /// Of the journal.
+    pub journal: u64,
 }
 
 /// What reached the disk, or a name that moved, in the order in which it happened.
@@ -64,6 +67,8 @@ pub enum Step {
     Directory(Ino),
     /// Everything was flushed.
     Whole,
+    /// The journal was flushed.
+    Journal,
     /// An object got another name, or one more.
     Named(Ino),
 }
@@ -216,6 +221,7 @@ pub struct Firm {
     helpers: AtomicU64,
     directories: AtomicU64,
     whole: AtomicU64,
+    journal: AtomicU64,
     hook: OnceLock<StepHook>,
 }
 
@@ -235,6 +241,7 @@ impl Firm {
             helpers: AtomicU64::new(0),
             directories: AtomicU64::new(0),
             whole: AtomicU64::new(0),
+            journal: AtomicU64::new(0),
             hook: OnceLock::new(),
         }
     }
@@ -272,7 +279,14 @@ impl Firm {
         }
     }
 
-    /// Nothing to flush for anybody?
+    /// Is anything recorded that a whole flush would make durable?
+    pub fn is_clear(&self) -> bool {
+        let record = self.record.lock();
+        let lost = record.helpers_lost != 0 || record.objects_lost != 0;
+        record.dirs.is_empty() && record.objects.is_empty() && !lost
+    }
+
+    /// No helper to flush for anybody?
     pub fn all_firm(&self) -> bool {
         let record = self.record.lock();
         record.helpers == 0 && record.helpers_lost == 0
@@ -415,13 +429,22 @@ impl Firm {
         self.settled(ino);
     }
 
+    /// Flushes the whole backing file system that `root` is on. What was done before the call is
+    /// durable afterwards.
+    pub fn flush_whole(&self, root: impl AsFd) -> io::Result<()> {
+        let began = self.begin_whole();
+        rustix::fs::syncfs(root)?;
+        self.end_whole(began);
+        Ok(())
+    }
+
     /// A flush of everything begins; what it returns goes to [`Self::end_whole`].
-    pub fn begin_whole(&self) -> u64 {
+    fn begin_whole(&self) -> u64 {
         self.record.lock().next()
     }
 
     /// A flush of everything has succeeded.
-    pub fn end_whole(&self, began: u64) {
+    fn end_whole(&self, began: u64) {
         let mut record = self.record.lock();
         record.retain_helpers(|stamp| stamp > began);
         record.retain_objects(|stamp| stamp > began);
@@ -442,6 +465,7 @@ impl Firm {
             Step::Helper(..) => Some(&self.helpers),
             Step::Directory(_) => Some(&self.directories),
             Step::Whole => Some(&self.whole),
+            Step::Journal => Some(&self.journal),
             Step::Named(_) => None,
         };
         if let Some(count) = count {
@@ -460,6 +484,7 @@ impl Firm {
             helpers: get(&self.helpers),
             directories: get(&self.directories),
             whole: get(&self.whole),
+            journal: get(&self.journal),
         }
     }
 
@@ -469,12 +494,12 @@ impl Firm {
     }
 }
 
-/// The backing file as the engine gets it: flushes go by the record.
+/// A file as the engine gets it: flushes go by the record, or are counted at least.
 pub struct Watched {
     /// The file.
     pub file: Arc<FileStorage>,
-    /// Its inode number.
-    pub ino: Ino,
+    /// Its inode number; the journal has none.
+    pub ino: Option<Ino>,
     /// The record.
     pub firm: Arc<Firm>,
 }
@@ -511,12 +536,21 @@ impl Storage for Watched {
     /// The time goes to disk with the content: a backup that compares times must not miss a change.
     fn set_mtime(&self, time: (i64, u32)) -> io::Result<()> {
         let done = self.file.set_mtime(time);
-        self.firm.changed(self.ino);
+        if let Some(ino) = self.ino {
+            self.firm.changed(ino);
+        }
         done
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.firm.sync_file(self.ino, &self.file)
+        match self.ino {
+            Some(ino) => self.firm.sync_file(ino, &self.file),
+            None => {
+                self.file.sync()?;
+                self.firm.step(Step::Journal);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -42,10 +42,14 @@ pub(super) struct Arrival<'a> {
 impl Volume {
     /// Flushes the whole backing file system. What was done before the call is durable afterwards.
     pub fn flush_backing(&self) -> FsResult<()> {
-        let began = self.firm.begin_whole();
-        rustix::fs::syncfs(&self.root)?;
-        self.firm.end_whole(began);
-        Ok(())
+        Ok(self.firm.flush_whole(&self.root)?)
+    }
+
+    /// The journal, which makes everything firm from time to time, looks at files only.
+    pub(super) fn note_unfirm(&self) {
+        if let Some(journal) = self.journal.as_ref().filter(|_| !self.firm.is_clear()) {
+            journal.note_change();
+        }
     }
 
     /// Makes durable what stood in the backing when the session began.
@@ -70,7 +74,7 @@ impl Volume {
 
     /// The backing file of `ino` for the engine.
     pub(super) fn watched(&self, ino: Ino, file: &Arc<FileStorage>) -> Arc<dyn Storage> {
-        Arc::new(Watched { file: file.clone(), ino, firm: self.firm.clone() })
+        Arc::new(Watched { file: file.clone(), ino: Some(ino), firm: self.firm.clone() })
     }
 
     /// An fsync must make the change of attributes that has just happened durable.

@@ -67,6 +67,7 @@ impl Volume {
         self.detach(&found, || {
             rustix::fs::unlinkat(&found.dir, &found.entry.backing, AtFlags::empty())
         })?;
+        self.let_go(&found);
         self.drop_helpers(&found, reference.filter(|_| found.stat.st_nlink == 1));
         self.lost_name(&found);
         Ok(())
@@ -100,6 +101,16 @@ impl Volume {
             names.pinned = None;
         }
         Ok(removed?)
+    }
+
+    /// After a name went: lets go of a file that nobody can reach any more. Not while `moves` is
+    /// held.
+    fn let_go(&self, gone: &Found) {
+        let last = gone.stat.st_nlink == 1 && gone.kind == FileKind::Regular;
+        if let Some(inode) = self.table.get(gone.ino).filter(|_| last) {
+            self.abandon(&inode);
+            self.table.prune(inode);
+        }
     }
 
     /// Name of the sidecar of a long symlink.
@@ -230,6 +241,7 @@ impl Volume {
         self.forget(from.ino, 1);
         done?;
         if let Some(target) = target {
+            self.let_go(target);
             self.dirs.remove(target.ino);
             // The name itself lives on, and so does its sidecar.
             let gone = reference.filter(|_| target.stat.st_nlink == 1);

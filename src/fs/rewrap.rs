@@ -1,6 +1,6 @@
 //! The sweep after a change of recipients: gives every header the wrapped keys the volume now wants.
 //!
-//! Bodies, sizes and modification times stay as they are. A file whose header is right already is
+//! Bodies, sizes and modification times stay as they are; a crash leaves every header old or new. A file whose header is right already is
 //! not written, so an interrupted sweep is finished by running it again.
 
 use std::collections::HashSet;
@@ -17,7 +17,22 @@ use crate::format::descriptor::NameMode;
 use crate::keys::Keyring;
 use crate::store::content::VolumeContext;
 use crate::store::rewrap::rewrap_header;
-use crate::store::{Content, FileStorage, Storage};
+use crate::store::{Content, FileLog, FileStorage, Journal, Whereabouts};
+
+/// Files whose new headers wait for a checkpoint; each is open until then.
+const OPEN_MAX: usize = 256;
+
+/// Where the walk found a file.
+struct At {
+    ino: u64,
+    path: Vec<u8>,
+}
+
+impl Whereabouts for At {
+    fn find(&self) -> (u64, Vec<u8>) {
+        (self.ino, self.path.clone())
+    }
+}
 
 /// What a sweep did.
 #[derive(Default)]
@@ -39,6 +54,8 @@ pub struct Sweep<'a> {
     /// Generation of the descriptor before the change that this sweep follows: no header can be of a
     /// later one.
     pub generation: u64,
+    /// Where the new headers go first.
+    pub journal: Arc<Journal>,
     /// Wraps for the volume's present recipients.
     pub keyring: &'a Keyring,
     /// Who is told.
@@ -52,6 +69,7 @@ impl Sweep<'_> {
         let survey = Survey { keys: &self.context.keys, names: self.names };
         let mut state = State { sweep: self, swept: Swept::default(), seen: HashSet::new() };
         survey.walk(&root, &mut state)?;
+        self.journal.close()?;
         rustix::fs::syncfs(&root)?;
         Ok(state.swept)
     }
@@ -69,8 +87,13 @@ impl Sweep<'_> {
             return Ok(false);
         }
         let storage = FileStorage(backing::open_file(&*found.parent, &found.entry, true)?);
-        rewrap_header(&self.context, &storage, current, next)?;
-        storage.set_mtime((found.stat.st_mtime, found.stat.st_mtime_nsec as u32))?;
+        let place = Box::new(At { ino: found.stat.st_ino, path: found.backing.clone() });
+        let file = FileLog::new(self.journal.clone(), Arc::new(storage), place, true);
+        let mtime = (found.stat.st_mtime, found.stat.st_mtime_nsec as u32);
+        rewrap_header(&self.context, &file, mtime, current, next)?;
+        if self.journal.pending_files() >= OPEN_MAX {
+            self.journal.checkpoint(false)?;
+        }
         Ok(true)
     }
 }

@@ -19,6 +19,7 @@ use super::names::{self, Listed, NameCodec};
 use crate::crypto::VolumeKeys;
 use crate::format::descriptor::{DESCRIPTOR_NAME, NameMode};
 use crate::format::{DirId, dirfile};
+use crate::store::journal::JOURNAL_PREFIX;
 
 /// Largest helper the walk reads, bytes: sealed names and link targets stay far below.
 const HELPER_MAX: usize = 8192;
@@ -307,7 +308,8 @@ fn is_named(name: &[u8], prefix: &[u8], digits: usize) -> bool {
 }
 
 fn is_root_helper(name: &[u8]) -> bool {
-    name == DESCRIPTOR_NAME.as_bytes() || ROOT_HELPERS.contains(&name)
+    let journal = name.starts_with(JOURNAL_PREFIX.as_bytes());
+    name == DESCRIPTOR_NAME.as_bytes() || ROOT_HELPERS.contains(&name) || journal
 }
 
 /// Bytes of all regular files below a directory: what a progress bar counts up to.

@@ -1,7 +1,7 @@
 //! Checks a whole volume that is not mounted: every name, link, attribute, header, tree block and
 //! chunk. Several threads read content while one walks; damage is reported and the check goes on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -20,7 +20,7 @@ use crate::crypto::{VolumeKeys, volumekeys};
 use crate::format::descriptor::NameMode;
 use crate::keys::Keyring;
 use crate::store::content::VolumeContext;
-use crate::store::{Content, FileStorage, Storage};
+use crate::store::{Content, FileLog, FileStorage, Storage};
 
 /// Object id of attributes on anything that is neither a regular file nor a directory.
 const NO_OBJECT: [u8; 16] = [0; 16];
@@ -65,6 +65,8 @@ pub struct Verifier<'a> {
     pub generation: u64,
     /// Data keys.
     pub keyring: &'a Keyring,
+    /// Files that are newer in the journal than in their place.
+    pub views: &'a HashMap<u64, Arc<FileLog>>,
     /// Who is told.
     pub watch: &'a dyn Watch,
 }
@@ -114,7 +116,10 @@ impl Verifier<'_> {
     /// Reads everything; returns the object id. Damage of single chunks is reported on the way.
     fn content(&self, found: &Found, checked: &Checked) -> FsResult<[u8; 16]> {
         let file = backing::open_file(&*found.parent, &found.entry, false)?;
-        let storage: Arc<dyn Storage> = Arc::new(FileStorage(file));
+        let storage: Arc<dyn Storage> = match self.views.get(&found.stat.st_ino) {
+            Some(view) => view.clone(),
+            None => Arc::new(FileStorage(file)),
+        };
         let header = Content::read_header(&self.context, &*storage)?;
         refuse_rolled_back(header.wrap_epoch, self.generation)?;
         let object = header.object.0;

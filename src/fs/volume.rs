@@ -18,6 +18,7 @@ use super::error::{FsError, FsResult};
 use super::files::FileHandle;
 use super::firm::Firm;
 use super::inode::{Inode, InodeTable};
+use super::journal::{self, Recovery, Root};
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
 use crate::crypto::VolumeKeys;
@@ -26,7 +27,9 @@ use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
 use crate::keys::unlock::UnlockError;
 use crate::keys::{KeyError, Keyring, UnlockOptions};
+use crate::store::Journal;
 use crate::store::content::VolumeContext;
+use crate::store::journal::JournalStatus;
 
 /// Handle number of an open file or directory.
 pub type Fh = u64;
@@ -37,6 +40,9 @@ pub const SESSION_NAME: &str = "kmsfs.session";
 
 /// Chunk encryptions a segment key may do.
 const REKEY_LIMIT: u64 = 1 << 31;
+
+/// Calls of [`Volume::tick`] until everything is made firm.
+const FIRM_TICKS: u64 = 3;
 
 /// Largest descriptor file accepted, bytes.
 const DESCRIPTOR_MAX: usize = 1 << 20;
@@ -116,6 +122,9 @@ pub struct Volume {
     descriptor: Descriptor,
     source: PathBuf,
     access: Access,
+    /// Where commits go; none in a volume that is only read.
+    pub(super) journal: Option<Arc<Journal>>,
+    pub(super) recovery: Recovery,
     pub(super) flags: MountFlags,
     /// The backing root; holds the lock.
     pub(super) root: Arc<OwnedFd>,
@@ -128,6 +137,9 @@ pub struct Volume {
     /// Inodes with content in memory.
     pub(super) open: Mutex<HashMap<Ino, Arc<Inode>>>,
     next_fh: AtomicU64,
+    ticks: AtomicU64,
+    /// Files that may stay open until a checkpoint.
+    pub(super) waiting_max: usize,
     pub(super) logged: Mutex<HashSet<PathBuf>>,
     /// Held while a rename changes the backing and then the places in memory.
     pub(super) moves: RwLock<()>,
@@ -176,6 +188,8 @@ impl Volume {
             descriptor,
             source: source.to_path_buf(),
             access,
+            journal: None,
+            recovery: Recovery::default(),
             flags,
             root: Arc::new(root),
             dev: st.st_dev,
@@ -186,6 +200,8 @@ impl Volume {
             streams: RwLock::default(),
             open: Mutex::default(),
             next_fh: AtomicU64::new(1),
+            ticks: AtomicU64::new(0),
+            waiting_max: dir_cache_size() / 4,
             logged: Mutex::default(),
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
@@ -203,6 +219,7 @@ impl Volume {
                 ),
             )
         })?;
+        volume.recover().map_err(|e| recovery_error(&e, source))?;
         Ok(volume)
     }
 
@@ -214,6 +231,16 @@ impl Volume {
     /// Volume id.
     pub fn id(&self) -> VolumeId {
         self.descriptor.volume
+    }
+
+    /// What the volume's journals held when it was opened.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// The journal of a volume that may be written.
+    pub fn journal_status(&self) -> Option<JournalStatus> {
+        self.journal.as_ref().map(|journal| journal.status())
     }
 
     /// Backing directory.
@@ -242,16 +269,52 @@ impl Volume {
         if !self.writable() {
             return Ok(());
         }
-        self.commit_all(true)?;
-        self.keep_root_times(|root| {
-            Ok(rustix::fs::unlinkat(root, SESSION_NAME, AtFlags::empty())?)
+        self.commit_open()?;
+        self.note_unfirm();
+        if let Some(journal) = &self.journal {
+            journal.close()?;
+        }
+        self.commit_open()?;
+        keep_times(&self.root, || {
+            rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())
         })?;
         self.flush_backing()
     }
 
-    /// Commits every dirty file; with `flush` also flushes the backing file system. Goes on after
-    /// an error and returns the first.
+    /// Commits every dirty file; with `flush` also brings everything to its place and flushes the
+    /// backing file system. Goes on after an error and returns the first.
     pub fn commit_all(&self, flush: bool) -> FsResult<()> {
+        let committed = self.commit_open();
+        if !flush || !self.writable() {
+            return committed;
+        }
+        if let Some(journal) = &self.journal {
+            // Names and attributes are flushed with the rest.
+            journal.note_change();
+        }
+        committed.and(self.checkpoint(true))
+    }
+
+    /// Brings what the journal holds to its place; with `whole`, everything changed so far is on
+    /// disk afterwards. Files that were kept open for it are closed.
+    pub(super) fn checkpoint(&self, whole: bool) -> FsResult<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        journal.checkpoint(whole)?;
+        self.commit_open()
+    }
+
+    /// Called every few seconds: commits what is dirty, and at every third call makes all of it
+    /// firm.
+    pub fn tick(&self) -> FsResult<()> {
+        let committed = self.commit_open();
+        self.note_unfirm();
+        let due = self.ticks.fetch_add(1, Ordering::Relaxed) % FIRM_TICKS == FIRM_TICKS - 1;
+        let dirty = self.journal.as_ref().is_some_and(|journal| journal.is_dirty());
+        if due && dirty { committed.and(self.checkpoint(true)) } else { committed }
+    }
+
+    /// Commits every dirty file and closes those that nobody uses.
+    fn commit_open(&self) -> FsResult<()> {
         let open: Vec<_> = self.open.lock().values().cloned().collect();
         let mut first = Ok(());
         for inode in open {
@@ -260,9 +323,6 @@ impl Volume {
             }
             // Its last close may have left it to us.
             self.table.prune(inode);
-        }
-        if flush && self.writable() {
-            self.flush_backing()?;
         }
         first
     }
@@ -339,8 +399,8 @@ impl Volume {
         };
         if self.writable() {
             let text = format!("pid {}\n", std::process::id());
-            self.keep_root_times(|root| {
-                backing::write_small(root, SESSION_NAME.as_bytes(), text.as_bytes()).map(drop)
+            keep_times(&self.root, || {
+                backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())
             })?;
             self.firm.nothing_known();
         }
@@ -353,24 +413,51 @@ impl Volume {
         }
         Ok(())
     }
-}
 
-impl Volume {
-    /// Runs `act` on the root; the marker's coming and going is no change of the user's directory.
-    fn keep_root_times(&self, act: impl FnOnce(&OwnedFd) -> FsResult<()>) -> FsResult<()> {
-        let st = rustix::fs::fstat(&self.root)?;
-        act(&self.root)?;
-        let time = |sec, nsec| Timespec { tv_sec: sec, tv_nsec: nsec as _ };
-        let times = Timestamps {
-            last_access: time(st.st_atime, st.st_atime_nsec),
-            last_modification: time(st.st_mtime, st.st_mtime_nsec),
-        };
-        // Only the owner may: for anybody else the times simply move.
-        if let Err(errno) = rustix::fs::futimens(&self.root, &times) {
-            log::debug!("times of the root directory not restored: {errno}");
+    /// Recovers what the journals hold, or shows it where nothing may be written.
+    fn recover(&mut self) -> FsResult<()> {
+        if self.writable() {
+            self.recovery = journal::replay(&self.root, &self.ctx)?;
+            let root = Root { fd: self.root.clone(), firm: self.firm.clone() };
+            self.journal = Some(root.open_journal(&self.ctx));
+        } else {
+            self.recovery = journal::view(&self.root, &self.ctx)?;
+        }
+        for sentence in self.recovery.sentences() {
+            log::warn!("{}: {sentence}", self.source.display());
         }
         Ok(())
     }
+}
+
+/// Runs `act`, which makes or removes a helper in a directory: no change of the user's directory, so
+/// its times stay.
+pub(super) fn keep_times<T, E: From<Errno>>(
+    dir: &OwnedFd,
+    act: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    let st = rustix::fs::fstat(dir)?;
+    let done = act()?;
+    let time = |sec, nsec| Timespec { tv_sec: sec, tv_nsec: nsec as _ };
+    let times = Timestamps {
+        last_access: time(st.st_atime, st.st_atime_nsec),
+        last_modification: time(st.st_mtime, st.st_mtime_nsec),
+    };
+    // Only the owner may: for anybody else the times simply move.
+    if let Err(errno) = rustix::fs::futimens(dir, &times) {
+        log::debug!("times of the root directory not restored: {errno}");
+    }
+    Ok(done)
+}
+
+/// The sentence for a journal that cannot be recovered from.
+pub fn recovery_error(error: &FsError, source: &Path) -> OpenError {
+    let message = format!(
+        "{}: the journal of the last mount cannot be recovered: {error}. Nothing is lost; mend the \
+         cause and mount again",
+        source.display()
+    );
+    OpenError::new(exit::FAILURE, message)
 }
 
 /// Half of the descriptors we may have, so that open files keep the other half.

@@ -9,7 +9,7 @@
 //! answers `ok`.
 
 use super::ops::Counters;
-use crate::fs::{Caller, FsError, FsResult, Volume};
+use crate::fs::{Caller, FsError, FsResult, JournalStatus, Volume};
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -143,12 +143,14 @@ impl Control {
             "inodes": inodes,
             "handles": handles,
             "backing_descriptors": descriptors,
+            "journal": volume.journal_status().map(journal_facts),
             "requests": self.counters.to_json(),
             "flushes": {
                 "files": flushes.files,
                 "helpers": flushes.helpers,
                 "directories": flushes.directories,
                 "whole": flushes.whole,
+                "journal": flushes.journal,
             },
         })
     }
@@ -160,6 +162,17 @@ impl Control {
         inodes.into_iter().for_each(|ino| self.write_back(ino));
         volume.commit_all(true)
     }
+}
+
+fn journal_facts(journal: JournalStatus) -> serde_json::Value {
+    serde_json::json!({
+        "bytes": journal.capacity,
+        "used": journal.used,
+        "files": journal.files,
+        "records": journal.records,
+        "checkpoints": journal.checkpoints,
+        "frozen": journal.frozen,
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

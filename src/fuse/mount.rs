@@ -23,7 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Type of our mounts as the mount table shows it.
-const TYPE: &str = "fuse.kmsfs";
+pub const TYPE: &str = "fuse.kmsfs";
 /// Read-ahead for mounts made by root, KiB; the kernel's own choice is 128.
 const READ_AHEAD_KIB: u32 = 1024;
 

@@ -1,12 +1,14 @@
 //! What a commit consists of, and how it reaches the backing file in place.
 //!
-//! [`Plan`] is the seam for a journal: it lists every block image with its offset and whether a
+//! [`Plan`] lists every block image with its offset and whether a
 //! committed state refers to the block it replaces, and what has to happen behind the images
-//! ([`Settle`]). Here the images go to their place at once: what lies on fresh ground first, then
-//! what replaces committed blocks, the header last; then cuts and punches, then the modification
-//! time.
+//! ([`Settle`]). A file's first commit, and every commit of a file without a journal, goes to its
+//! place at once: what lies on fresh ground first, then what replaces committed blocks, the header
+//! last; then cuts and punches, then the modification time. Any other commit writes what lies on
+//! fresh ground to its place and makes the rest a journal record.
 
 use super::content::Time;
+use super::log::Commit;
 use super::segment::{Seg, segment_chunks};
 use super::state::{Committed, State};
 use super::tree::TreeImage;
@@ -147,10 +149,9 @@ impl State {
             let header = self.next_header(&top.hash)?;
             let bytes = header.encode(self.ctx.layout, |b| self.ctx.keys.header_mac(b))?;
             let plan = self.plan(&bytes, &tree);
-            let written = write_images(&*self.storage, &plan.images);
             let end = plan.images.last().map_or(0, Image::end);
-            let settle = plan.settle;
-            written.map(|()| (header, settle, end)).map_err(StoreError::Io)
+            let settle = self.carry_out(plan, &header)?;
+            Ok((header, settle, end))
         });
         match result {
             Ok((header, settle, end)) => {
@@ -163,6 +164,36 @@ impl State {
                 Err(e)
             }
         }
+    }
+
+    /// Brings the images where they belong; returns what is still to be done behind them.
+    fn carry_out(&self, plan: Plan<'_>, header: &Header) -> Result<Settle, StoreError> {
+        let log = self.storage.log().filter(|_| self.header.generation > 0);
+        let Some(log) = log else {
+            write_images(&*self.storage, &plan.images)?;
+            if let Some(log) = self.storage.log() {
+                log.first_commit();
+            }
+            return Ok(plan.settle);
+        };
+        let (fresh, held): (Vec<_>, Vec<_>) = plan.images.into_iter().partition(|i| i.fresh);
+        write_images(&*self.storage, &fresh)?;
+        let blocks: Vec<_> = held.iter().map(|i| (i.offset, i.bytes)).collect();
+        let len = self.ctx.layout.backing_len(self.size);
+        let mut freed = plan.settle.punches;
+        if len < self.committed.len {
+            freed.push(len..self.committed.len);
+        }
+        log.commit(Commit {
+            object: header.object,
+            base: self.header.generation,
+            generation: header.generation,
+            blocks: &blocks,
+            freed,
+            len,
+            mtime: plan.settle.mtime,
+        })?;
+        Ok(Settle::default())
     }
 
     /// The header of the working state.
@@ -182,7 +213,7 @@ impl State {
     /// Everything the commit consists of.
     fn plan<'a>(&'a self, header: &'a [u8], tree: &'a [TreeImage]) -> Plan<'a> {
         let layout = self.ctx.layout;
-        let behind = |offset| offset >= self.committed.len;
+        let behind = |offset| offset >= self.committed.len && !self.is_retired(offset, BLOCK);
         let mut images = Vec::with_capacity(1 + tree.len() + self.overlay.bytes() / BLOCK);
         images.push(Image { offset: 0, bytes: header, fresh: behind(0) });
         images.extend(self.overlay.iter().map(|(chunk, bytes)| {

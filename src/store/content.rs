@@ -107,14 +107,27 @@ impl Content {
     /// Modification time of uncommitted changes, if any.
     pub fn pending_mtime(&self) -> Option<Time> {
         let state = self.state.read();
-        state.mtime.or(state.settle.mtime)
+        let logged = || state.storage.log().and_then(|log| log.pending_mtime());
+        state.mtime.or(state.settle.mtime).or_else(logged)
+    }
+    /// Are there committed states that are not in their place? The content must be kept until a
+    /// checkpoint.
+    pub fn is_pending(&self) -> bool {
+        self.state.read().storage.log().is_some_and(|log| log.is_pending())
+    }
+    /// Gives up what waits for a checkpoint: the file is gone.
+    pub fn discard(&self) {
+        if let Some(log) = self.state.read().storage.log() {
+            log.discard();
+        }
     }
     /// Overrides the modification time that the next commit gives the backing file. Returns false
     /// (and does nothing) when there is nothing uncommitted: the caller then sets it on the backing
     /// file itself.
     pub fn override_mtime(&self, time: Time) -> bool {
         let mut state = self.state.write();
-        let dirty = state.is_dirty();
+        let pending = state.storage.log().is_some_and(|log| log.is_pending());
+        let dirty = pending || state.is_dirty();
         if dirty {
             state.mtime = Some(time);
         }

@@ -145,6 +145,9 @@ impl State {
         // Up to a whole chunk: a fresh last chunk may be written in place at its full length again.
         let whole = self.ctx.layout.backing_len(chunks(self.size) * CHUNK);
         self.committed.cut_at = self.committed.cut_at.min(whole);
+        if let Some(log) = self.storage.log() {
+            log.forget_fresh(len);
+        }
         let fresh_from = len.max(self.committed.len);
         if self.disk_len.is_none_or(|l| l > fresh_from) {
             // Space only; the next commit cuts again if this fails.

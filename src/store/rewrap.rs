@@ -2,29 +2,30 @@
 //!
 //! Knows the header and nothing else of the file; no data key is involved.
 
-use super::{Content, Storage, StoreError};
+use super::content::{Time, VolumeContext};
+use super::log::Commit;
+use super::{Content, FileLog, StoreError};
 use crate::format::FormatError;
 use crate::format::header::{Header, Recipient};
-use crate::store::content::VolumeContext;
-use std::io::IoSlice;
 
 /// Replaces the wrapped copies in the header's key slots; `None` leaves a slot's as they are.
 ///
 /// Generation, size, root hash, data key ids and commitments stay; the wrap epoch grows by one. The
-/// header is written in one piece, so a crash leaves the old or the new one as far as the backing
-/// file system does not tear it. The caller flushes, and restores the modification time if it must
-/// not change. The file must not be open as a [`Content`]. Returns the header as written.
+/// header goes through the journal, so a crash leaves the old or the new one; the next checkpoint
+/// brings it to its place and gives the backing file the modification time `mtime`. The file must not
+/// be open as a [`Content`]. Returns the header as written.
 ///
 /// Errors: the header is damaged; no recipient is left, or recipients are given for a slot that
 /// does not exist, or do not fit (`Field("recipients")`); the backing file fails.
 pub fn rewrap_header(
     ctx: &VolumeContext,
-    storage: &dyn Storage,
+    file: &FileLog,
+    mtime: Time,
     current: Option<Vec<Recipient>>,
     next: Option<Vec<Recipient>>,
 ) -> Result<Header, StoreError> {
     let refused = || StoreError::Header(FormatError::Field("recipients"));
-    let mut header = Content::read_header(ctx, storage)?;
+    let mut header = Content::read_header(ctx, file)?;
     if let Some(recipients) = current {
         header.current.recipients = recipients;
     }
@@ -37,6 +38,14 @@ pub fn rewrap_header(
     }
     header.wrap_epoch += 1;
     let bytes = header.encode(ctx.layout, |b| ctx.keys.header_mac(b))?;
-    storage.write_at(&[IoSlice::new(&bytes)], 0)?;
+    file.commit(Commit {
+        object: header.object,
+        base: header.generation,
+        generation: header.generation,
+        blocks: &[(0, &bytes)],
+        freed: Vec::new(),
+        len: ctx.layout.backing_len(header.size),
+        mtime: Some(mtime),
+    })?;
     Ok(header)
 }

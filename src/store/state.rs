@@ -275,10 +275,15 @@ impl State {
 
     /// May this chunk of a loaded segment be written in place before the next commit?
     pub fn is_fresh(&self, seg: &Seg, chunk: u64) -> bool {
-        if chunk >= self.committed.chunks {
-            return true;
-        }
-        chunk < self.committed.floor && !seg.was_committed(chunk)
+        let unused = chunk >= self.committed.chunks
+            || chunk < self.committed.floor && !seg.was_committed(chunk);
+        unused && !self.is_retired(self.ctx.layout.chunk_offset(chunk), BLOCK)
+    }
+
+    /// Does a committed state that a crash may bring back, other than the last, refer to this range
+    /// of the backing file?
+    pub fn is_retired(&self, offset: u64, len: usize) -> bool {
+        self.storage.log().is_some_and(|log| log.is_retired(&(offset..offset + len as u64)))
     }
 
     /// Start of every change of the content: nothing of an earlier commit may still be waiting to

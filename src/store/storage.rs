@@ -35,6 +35,10 @@ pub trait Storage: Send + Sync {
     fn set_mtime(&self, time: (i64, u32)) -> io::Result<()>;
     /// Flushes data and size.
     fn sync(&self) -> io::Result<()>;
+    /// The journal's side of the file, if its commits go there.
+    fn log(&self) -> Option<&super::FileLog> {
+        None
+    }
 }
 
 /// Buffers one `pwritev` takes (the system's IOV_MAX).

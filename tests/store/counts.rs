@@ -3,8 +3,35 @@
 use crate::mem::{Call, MemStorage};
 use crate::support::{Bed, CHUNK, GROUP, GROUPS, Rng, damage, read, recipient};
 use kmsfs::store::content::DIRTY_LIMIT;
-use kmsfs::store::{Content, Storage, StoreError, rewrap_header};
+use kmsfs::store::{
+    Content, FileLog, Journal, Medium, Storage, StoreError, Whereabouts, rewrap_header,
+};
+use std::io;
 use std::sync::Arc;
+
+/// Where a journal lies that no test looks into.
+#[derive(Default)]
+struct Aside;
+
+impl Medium for Aside {
+    fn create(&self, _: &str) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(MemStorage::default()))
+    }
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Nowhere;
+
+impl Whereabouts for Nowhere {
+    fn find(&self) -> (u64, Vec<u8>) {
+        (7, b"name".to_vec())
+    }
+}
 
 /// Calls except setting the time.
 fn calls(disk: &MemStorage) -> Vec<Call> {
@@ -223,13 +250,19 @@ fn recipients_change_without_touching_content() {
     let old = Content::read_header(&bed.ctx, &*bed.disk).unwrap();
     bed.disk.take_calls();
     let list = vec![recipient(); 3];
-    let new = rewrap_header(&bed.ctx, &*bed.disk, Some(list.clone()), None).unwrap();
+    let journal = Journal::new(bed.ctx.volume, bed.ctx.keys.clone(), Arc::new(Aside::default()));
+    let file = FileLog::new(journal.clone(), bed.disk.clone(), Box::new(Nowhere), true);
+    let new = rewrap_header(&bed.ctx, &file, (5, 6), Some(list.clone()), None).unwrap();
     let header = Call::Read { offset: 0, len: 8192 };
-    assert_eq!(bed.disk.take_calls(), [header, write(0, 8192)]);
+    assert_eq!(bed.disk.take_calls(), [header]);
+    journal.checkpoint(false).unwrap();
+    let calls = bed.disk.take_calls();
+    let changes = [Call::Sync, write(0, 8192), Call::SetMtime((5, 6)), Call::Sync];
+    assert_eq!(calls, changes);
     assert_eq!((new.generation, new.wrap_epoch), (old.generation, old.wrap_epoch + 1));
     assert_eq!(Content::read_header(&bed.ctx, &*bed.disk).unwrap().current.recipients, list);
     assert_eq!(read(&bed.open(), 0, 10_000).unwrap(), [4; 10_000]);
-    let refused = |current, next| rewrap_header(&bed.ctx, &*bed.disk, current, next).is_err();
+    let refused = |current, next| rewrap_header(&bed.ctx, &file, (5, 6), current, next).is_err();
     assert!(refused(Some(vec![]), None) && refused(None, Some(vec![recipient()])));
     assert!(refused(Some(vec![recipient(); 60]), None));
 }

@@ -14,6 +14,8 @@ pub struct Entry {
     pub point: PathBuf,
     /// File system type, as in `fuse.kmsfs`.
     pub kind: String,
+    /// What is mounted; for a file system of ours, its backing directory.
+    pub source: PathBuf,
 }
 
 /// Most programs named as holding a mount.
@@ -26,6 +28,17 @@ pub fn top_at(point: &Path) -> Option<Entry> {
     text.split(|&b| b == b'\n').filter_map(parse).rfind(|entry| entry.point == point)
 }
 
+/// Is a file system of this type mounted from this directory, as far as we can see?
+pub fn is_mounted_from(kind: &str, source: &Path) -> bool {
+    let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return false };
+    let wanted = source.canonicalize().unwrap_or_else(|_| source.to_owned());
+    let same = |entry: Entry| {
+        let found = || entry.source.canonicalize().unwrap_or_else(|_| entry.source.clone());
+        entry.kind == kind && found() == wanted
+    };
+    text.split(|&b| b == b'\n').filter_map(parse).any(same)
+}
+
 /// `36 35 98:0 /root /point options optional... - type source superoptions`
 fn parse(line: &[u8]) -> Option<Entry> {
     let mut fields = line.split(|&b| b == b' ');
@@ -33,7 +46,8 @@ fn parse(line: &[u8]) -> Option<Entry> {
     let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     fields.find(|field| *field == b"-")?;
     let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
-    Some(Entry { device, point, kind })
+    let source = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    Some(Entry { device, point, kind, source })
 }
 
 /// Undoes the table's `\ooo` for space, tab, newline and backslash.
@@ -100,6 +114,7 @@ mod tests {
         assert_eq!(entry.device, "0:51");
         assert_eq!(entry.point, Path::new("/mnt/a b\\"));
         assert_eq!(entry.kind, "fuse.kmsfs");
+        assert_eq!(entry.source, Path::new("/src"));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 0:51 / /mnt rw"), None);
     }

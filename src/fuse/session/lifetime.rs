@@ -135,7 +135,7 @@ fn commit_until_stopped(volume: &Volume, (stopped, wake): &(Mutex<bool>, Condvar
 
 /// One commit; a failure that lasts is logged once.
 fn commit_once(volume: &Volume, last_failure: &mut String) {
-    let commit = std::panic::AssertUnwindSafe(|| volume.commit_all(false));
+    let commit = std::panic::AssertUnwindSafe(|| volume.tick());
     let failure = match std::panic::catch_unwind(commit) {
         Ok(Ok(())) => String::new(),
         Ok(Err(e)) => format!("periodic commit: {e}"),

@@ -37,7 +37,8 @@ fn every_change_is_a_generation_of_its_own() {
     let public = crate::crypto::hpke::Identity::generate().public_key();
     let mut bytes = make(&KeySpec::Passphrase, &[], &typed("a"));
     assert_eq!(generation(&bytes), 1);
-    let changes: [fn(&mut Editor, [u8; 32]) -> Result<(), KeyError>; 5] = [
+    type Change = fn(&mut Editor, [u8; 32]) -> Result<(), KeyError>;
+    let changes: [Change; 5] = [
         |editor, _| editor.change_passphrase(&passphrase("a"), CHEAP),
         |editor, public| editor.add_recipient(public),
         |editor, public| editor.remove_recipient(public),
