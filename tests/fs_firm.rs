@@ -473,3 +473,30 @@ fn an_fsync_and_a_rename_at_once_leave_no_gap() {
         assert!(tree.steps.lock().contains(&helper), "inode {ino}");
     }
 }
+
+/// While a rename flushes helpers, an fsync makes another object durable that it is about to move.
+#[test]
+fn an_fsync_during_a_rename_is_noticed() {
+    let bench = Bench::new(NameMode::Encrypted);
+    let tree = Arc::new(bench.tree());
+    tree.volume.flush_backing().unwrap();
+    let (_, linked) = tree.create("f");
+    let (one, two) = (tree.mkdir("one"), tree.mkdir("two"));
+    let (_, new) = tree.create("one/new");
+    // Counts as durable, and the name it has here is not.
+    tree.volume.link(tree.ino("f"), two, b"linked").unwrap();
+    tree.volume.release(linked);
+    let steps = Arc::new(Mutex::new(Vec::new()));
+    let (recorder, weak) = (steps.clone(), Arc::downgrade(&tree));
+    tree.volume.watch_flushes(Box::new(move |step| {
+        recorder.lock().push(step.clone());
+        if matches!(step, Step::Helper(dir, _) if dir == one) {
+            weak.upgrade().unwrap().volume.fsync(new, false).unwrap();
+        }
+    }));
+    let exchange = libc::RENAME_EXCHANGE;
+    tree.volume.rename(one, b"new", two, b"linked", exchange).unwrap();
+    let words: Vec<_> = steps.lock().iter().map(word).collect();
+    assert_eq!(words, ["kmsfs.dir", "file", "kmsfs.dir", "rename", "rename"]);
+    assert!(matches!(steps.lock()[2], Step::Helper(dir, _) if dir == two));
+}

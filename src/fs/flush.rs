@@ -7,7 +7,12 @@
 //!   nobody has been promised yet moves without a flush.
 //!
 //! Helpers of names that go are removed *after* the name is gone, so every prefix of the operations
-//! leaves the old name or the new one with its helpers; a helper too many harms nothing.
+//! leaves the old name or the new one with its helpers; a helper too many harms nothing. A directory
+//! loses its `kmsfs.dir` before it is removed or replaced, when it is empty already: a crash in
+//! between leaves an empty directory without an id, which gets a new one.
+//!
+//! Owner, mode and default ACL of a new directory are set right after its making and reach the disk
+//! with it; its extended attributes, whose long names stand in their values, with its own fsync.
 //!
 //! Only known names of an inode are looked at. A hard link that the kernel has forgotten was made
 //! when it was known: if its object had durable state then, so has the name; if not, the name may
@@ -211,6 +216,7 @@ impl Volume {
             }
         }
         for (helper, file) in started {
+            // All of it: a helper that replaced another came to its name by a rename.
             if let Err(error) = file.sync_all() {
                 self.firm.broke(helper);
                 return Err(error.into());
