@@ -5,7 +5,7 @@ Needs the `cryptography` package (43 or later). Usage: format_example.py src/for
 replaces everything after the example's heading. `tests/format_example.rs` checks the numbers against
 the library.
 """
-import base64, hashlib, hmac, struct, sys
+import base64, hashlib, hmac, struct, sys, zlib
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -85,7 +85,7 @@ nonce = given("nonce", 0x31, 12)
 section("Derived from the volume key.")
 keys = {}
 for name, n in [("header mac", 32), ("descriptor mac", 32), ("directory mac", 32), ("names", 64),
-                ("symlinks", 64), ("xattrs", 64), ("journal", 32)]:
+                ("symlinks", 64), ("xattrs", 64), ("journal head mac", 32), ("journal", 32)]:
     keys[name] = show(name + " key", hkdf(volume_key, volume_id, b"kmsfs v1 " + name.encode(), n))
 
 section("Master key and wrapped keys. The passphrase is `correct horse`, m = 64, t = 2, p = 1.")
@@ -176,6 +176,24 @@ show("chunk 0", cipher)
 show("tag 0", tag)
 show("small file", header("small file", 1, 14, seg_salt + u64(1) + bytes(8), tag, bytes(32)) + cipher)
 
+section("A journal of epoch `life salt`, and its first record: of the 14 bytes the first becomes `J`, which\n"
+        "makes a new header (generation 2, two writes in segment 0) and a new image of chunk 0 under the\n"
+        "same nonce (only here). The file stands at `stored name` with inode number 77; its time is\n"
+        "1700000001.5. One fresh block at 12288 and one freed range, 16384..20480, are made up.")
+epoch_key = show("journal epoch key", expand(keys["journal"], b"kmsfs v1 journal epoch" + life_salt, 32))
+head = b"KMSFSJNL" + u16(1) + bytes(6) + volume_id + life_salt + bytes(4016)
+show("journal head", head + mac(keys["journal head mac"], head))
+cipher, tag = chunk(0, 0, b"Jello, kmsfs!\n")
+changed = header("changed file", 2, 14, seg_salt + u64(2) + bytes(8), tag, bytes(32))
+path = b64(siv(keys["names"], [dir_id], b"hello.txt"))
+blocks = (u64(0) + u32(0) + u32(B) + changed) + (u64(B) + u32(0) + u32(14) + cipher)
+fresh = u64(3 * B) + u32(1) + u32(5) + u32(zlib.crc32(b"fresh"))
+rest = path + blocks + fresh + u64(4 * B) + u64(5 * B)
+fixed = (u64(1) + u64(0) + object_id + u64(77) + u64(1) + u64(2) + u64(1700000001) + u32(500000000)
+         + u32(1) + u64(B + 14) + u32(len(path)) + u32(2) + u32(1) + u32(1))
+rec = b"KJR1" + u32(104 + len(rest) + 32) + fixed + rest
+show("journal record", rec + mac(epoch_key, rec))
+
 section("The same object later: generation 2, 786436 bytes, all hole but the last 4, which are `tail`:\n"
         "chunk 192, the first of group 1. Group 0 is empty, so its tag block is zero and so is its hash in\n"
         "the node. The top is node 0 of level 1. (Only here do two segments share salt and nonce.)")
@@ -214,7 +232,7 @@ def render():
 
 
 if __name__ == "__main__":
-    path, mark = sys.argv[1], "## 14. Worked example\n"
+    path, mark = sys.argv[1], "## 15. Worked example\n"
     text = open(path, encoding="utf-8").read().split(mark)[0]
     intro = ("\nComputed by `tests/format_example.py` from this text alone. Values are hexadecimal, or text in\n"
              "quotes. Long ones are given in rows of 32 bytes, each after its offset in hexadecimal; rows that\n"

@@ -9,6 +9,7 @@ use kmsfs::crypto::wrap::{self, Argon2Cost, Purpose};
 use kmsfs::crypto::{DataKey, FileKeys, SecretBytes, hpke};
 use kmsfs::format::descriptor::{Descriptor, MasterKdf, MasterSlot, NameMode, Params};
 use kmsfs::format::header::{Header, KeySlot, Recipient, RecipientKind};
+use kmsfs::format::journal::{Change, Fresh, Head, Record};
 use kmsfs::format::layout::Layout;
 use kmsfs::format::tags::{Node, Segment, TagBlock, TagEntry};
 use kmsfs::format::{BLOCK, DataKeyId, DirId, ObjectId, VolumeId, dirfile};
@@ -95,6 +96,7 @@ fn volume_keys(e: &Example) {
         ("names", 64),
         ("symlinks", 64),
         ("xattrs", 64),
+        ("journal head mac", 32),
         ("journal", 32),
     ] {
         let info = format!("kmsfs v1 {name}");
@@ -269,6 +271,41 @@ fn small_file(e: &Example) {
     assert_eq!(e.volume().read(&file), Ok(plain.to_vec()));
 }
 
+fn journal(e: &Example) {
+    let keys = e.volume().keys;
+    let epoch = array(e.get("life salt"));
+    let info = [b"kmsfs v1 journal epoch", &epoch[..]].concat();
+    e.check("journal epoch key", expand(e.get("journal key"), &info));
+    let key = keys.journal_key(&epoch);
+    let head = Head { volume: e.volume().id, epoch };
+    e.check("journal head", head.encode(|bytes| keys.journal_mac(bytes)).as_slice());
+
+    let (nonce, salt) = (array(e.get("nonce")), array(e.get("segment salt")));
+    let mut data = b"Jello, kmsfs!\n".to_vec();
+    let segment_key = e.file_keys().segment_key(0, &salt);
+    let tag = segment_key.seal_in_place(&nonce, &e.file_keys().chunk_aad(0), &mut data);
+    let segment = Segment { salt, writes: 2, key_slot: 0 };
+    let changed = header(e, 2, 14, segment, TagEntry { nonce, tag });
+    let changed = sealed(e, changed, "changed file root hash", &[0; 32]);
+    let record = Record {
+        number: 1,
+        firm: 0,
+        object: e.object(),
+        ino: 77,
+        base: 1,
+        generation: 2,
+        mtime: Some((1_700_000_001, 500_000_000)),
+        len: 4096 + 14,
+        path: e.get("stored name").to_vec(),
+        blocks: vec![(0, Change::Image(&changed)), (4096, Change::Image(&data))],
+        fresh: vec![Fresh { offset: 12288, sums: vec![crc32fast::hash(b"fresh")], last_len: 5 }],
+        freed: vec![16384..20480],
+    };
+    e.check("journal record", record.encode(|bytes| key.mac(bytes)));
+    let back = Record::decode(e.get("journal record"), |bytes, mac| key.mac_ok(bytes, mac));
+    assert_eq!(back, Ok(record));
+}
+
 fn large_file(e: &Example) {
     let (keys, layout) = (e.file_keys(), Layout::new(1).expect("a layout"));
     let size = 192 * 4096 + 4;
@@ -309,6 +346,7 @@ fn every_value_of_the_worked_example() {
     names(&e);
     file_keys(&e);
     small_file(&e);
+    journal(&e);
     large_file(&e);
     let all: BTreeSet<String> = e.values.keys().cloned().collect();
     assert_eq!(*e.used.borrow(), all, "every value must be checked");

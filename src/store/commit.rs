@@ -269,6 +269,9 @@ impl State {
         self.tree_is_clean();
         self.overlay.clear();
         self.changed = false;
+        self.blocked = 0;
+        // It went into the plan.
+        self.mtime = None;
         self.disk_len = self.disk_len.map(|len| len.max(end));
         self.settle = settle;
     }

@@ -326,6 +326,11 @@ impl FileLog {
         self.is_pending.store(false, Ordering::Release);
     }
 
+    /// Brings everything in the journal to its place. The caller must not be in a commit.
+    pub(super) fn checkpoint(&self) -> io::Result<()> {
+        self.journal()?.checkpoint(false)
+    }
+
     /// Forgets a file nobody can reach any more.
     pub fn discard(&self) {
         if let (Some(journal), Some(object)) = (&self.journal, *self.object.lock()) {

@@ -119,6 +119,9 @@ pub(super) struct State {
     pub committed: Committed,
     /// Known length of the backing file; `None` after a failed write.
     pub disk_len: Option<u64>,
+    /// Bytes of large writes held in memory although no chunk was there: an older state holds the
+    /// place.
+    pub blocked: usize,
     /// Content differs from the last committed state.
     pub changed: bool,
     /// Modification time for the next commit.
@@ -224,6 +227,7 @@ impl State {
             dirty_blocks: 0,
             overlay: Overlay::default(),
             disk_len: None,
+            blocked: 0,
             changed: false,
             mtime: None,
             settle: Settle::default(),

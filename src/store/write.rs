@@ -18,6 +18,8 @@ use std::ops::Range;
 /// Calls up to this size stay in memory even where they could go in place, so that small files
 /// reach the backing file together with their header.
 const SMALL: usize = 64 << 10;
+/// Bytes of large writes that may go through the journal for want of free ground.
+const BLOCKED_MAX: usize = 1 << 20;
 /// Chunks of the longest run.
 const RUN: usize = 128;
 
@@ -76,9 +78,22 @@ impl State {
             let len = left.min((data.len() - done) as u64) as usize;
             self.touch();
             self.write_in_segment(pos, &data[done..done + len], direct)?;
+            self.clear_ground()?;
             self.commit_if_large()?;
             done += len;
         }
+        Ok(())
+    }
+
+    /// Large writes over what was cut or punched a moment ago would go through the journal only
+    /// because an older state still refers to those blocks. Once the cut is firm and made, the rest
+    /// of them goes straight to its place.
+    fn clear_ground(&mut self) -> Result<(), StoreError> {
+        if self.blocked <= BLOCKED_MAX {
+            return Ok(());
+        }
+        self.commit()?;
+        self.storage.log().map_or(Ok(()), |log| log.checkpoint())?;
         Ok(())
     }
 
@@ -109,6 +124,8 @@ impl State {
         while chunk < job.chunks().end {
             let run = if direct { self.fresh_run(&job, chunk)? } else { chunk..chunk };
             if run.is_empty() {
+                let was_hole = self.loaded(number)?.tag(chunk).is_hole();
+                self.blocked += if direct && was_hole { BLOCK } else { 0 };
                 self.write_to_overlay(&job, chunk)?;
                 chunk += 1;
             } else {
