@@ -178,7 +178,7 @@ fn handles_outlive_their_names() {
     tree.volume.write(fh, 0, b"before", WriteHow::Direct).unwrap();
     tree.volume.unlink(ROOT, b"f").unwrap();
     tree.volume.write(fh, 6, b" after", WriteHow::Direct).unwrap();
-    tree.volume.fsync(fh).unwrap();
+    tree.volume.fsync(fh, false).unwrap();
     let attr = tree.volume.getattr(ino, Some(fh)).unwrap();
     assert_eq!((attr.nlink, attr.size), (0, 12));
     let changes =

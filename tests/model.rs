@@ -267,7 +267,7 @@ impl Run {
         let Some((fh, _, file)) = self.pick() else { return };
         self.log.push(format!("sync {file}"));
         match self.rng.below(3) {
-            0 => tree.volume.fsync(fh).unwrap(),
+            0 => tree.volume.fsync(fh, false).unwrap(),
             1 => tree.volume.flush(fh).unwrap(),
             _ => tree.volume.commit_all(false).unwrap(),
         }

@@ -116,10 +116,9 @@ fn params(args: &InitArgs) -> anyhow::Result<Params> {
 fn prepare_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     let shown = path.display();
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("cannot make {shown}"));
-        }
-        _ => {}
+        Ok(()) => sync_parent(path)?,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot make {shown}")),
     }
     let dir = open_root(path).map_err(|error| failure(FAILURE, error.message))?;
     lock_root(&dir, path, Access::ReadWrite)?;
@@ -134,6 +133,19 @@ fn prepare_directory(path: &Path) -> anyhow::Result<OwnedFd> {
     }
     refuse_case_folding(path)?;
     Ok(dir)
+}
+
+/// A volume that was made must still be there after a crash, and so must its directory's name.
+fn sync_parent(path: &Path) -> anyhow::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match File::open(parent.unwrap_or(Path::new("."))) {
+        Ok(parent) => {
+            parent.sync_all().with_context(|| format!("cannot keep the name {}", path.display()))
+        }
+        // Who may make a directory need not be allowed to read the one it is in.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("above {}", path.display())),
+    }
 }
 
 /// Takes away what an interrupted `init` left: nothing but our own helpers, never a descriptor.

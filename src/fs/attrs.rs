@@ -163,7 +163,9 @@ impl Volume {
         self.at(inode, |loc| match loc {
             Loc::At(dir, entry) => Ok(backing::chown_at(dir, entry, uid, gid)?),
             Loc::Fd(fd) => Ok(backing::chown_at(fd, b"", uid, gid)?),
-        })
+        })?;
+        self.attributes_changed(inode);
+        Ok(())
     }
 
     fn set_mode(&self, inode: &Inode, mode: u32) -> FsResult<()> {
@@ -173,11 +175,16 @@ impl Volume {
         let mut set_id = inode.set_id.lock();
         *set_id = Some(mode & SET_ID);
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        if let Some(storage) = inode.file.lock().storage.clone() {
-            return Ok(rustix::fs::fchmod(&storage.0, mode)?);
+        let storage = inode.file.lock().storage.clone();
+        match storage {
+            Some(storage) => rustix::fs::fchmod(&storage.0, mode)?,
+            // chmod has no flag that all kernels know for "do not follow": go through a descriptor.
+            None => {
+                self.at(inode, |loc| Ok(rustix::fs::chmod(backing::proc_path(&loc.pin()?), mode)?))?
+            }
         }
-        // chmod has no flag that all kernels know for "do not follow": go through a descriptor.
-        self.at(inode, |loc| Ok(rustix::fs::chmod(backing::proc_path(&loc.pin()?), mode)?))
+        self.attributes_changed(inode);
+        Ok(())
     }
 
     fn set_times(
@@ -209,7 +216,9 @@ impl Volume {
                 Ok(rustix::fs::utimensat(dir, entry.as_ref(), &times, flags)?)
             }
             Loc::Fd(fd) => Ok(rustix::fs::utimensat(fd, "", &times, AtFlags::EMPTY_PATH)?),
-        })
+        })?;
+        self.attributes_changed(inode);
+        Ok(())
     }
 }
 

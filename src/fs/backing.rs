@@ -88,16 +88,17 @@ pub fn read_small(dir: impl AsFd, entry: &[u8], limit: usize) -> FsResult<Option
 
 /// Makes a small helper file with this content. What stands there already is left alone if it is
 /// the same, and else replaced as a whole, never written through: it may be a link to anything.
-pub fn write_small(dir: impl AsFd, entry: &[u8], bytes: &[u8]) -> FsResult<()> {
+/// Returns whether anything was written; it is not flushed.
+pub fn write_small(dir: impl AsFd, entry: &[u8], bytes: &[u8]) -> FsResult<bool> {
     let dir = dir.as_fd();
     match create_small(dir, entry, bytes) {
         Err(FsError::Errno(libc::EEXIST)) => {}
-        other => return other,
+        other => return other.map(|()| true),
     }
     if let Ok(Some(same)) = read_small(dir, entry, bytes.len())
         && same == bytes
     {
-        return Ok(());
+        return Ok(false);
     }
     let random: [u8; 16] = crypto::random_array();
     let fresh = [TEMPORARY, encode_name(&random).as_bytes()].concat();
@@ -106,7 +107,7 @@ pub fn write_small(dir: impl AsFd, entry: &[u8], bytes: &[u8]) -> FsResult<()> {
     if replaced.is_err() {
         unlink_if_there(dir, &fresh)?;
     }
-    Ok(replaced?)
+    Ok(replaced.map(|()| true)?)
 }
 
 fn create_small(dir: impl AsFd, entry: &[u8], bytes: &[u8]) -> FsResult<()> {

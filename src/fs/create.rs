@@ -9,6 +9,7 @@ use super::attr::{Attr, Caller, FileKind, Ino};
 use super::backing;
 use super::dirs::{DirHandle, Loc};
 use super::error::{FsError, FsResult};
+use super::flush::{Arrival, parent_of};
 use super::inode::Inode;
 use super::names::{DIR_FILE, Entry, LONG_LINK};
 use super::volume::{Opened, Volume};
@@ -33,7 +34,8 @@ impl Volume {
         let id = self.dir_id_or_new(&parent, &dir).map_err(|e| self.note(&parent, e))?;
         let entry = self.codec().entry(id, name)?;
         if let Some(sealed) = &entry.sidecar {
-            backing::write_small(&dir, &entry.sidecar_name(), sealed)?;
+            let place = (parent.ino, parent_of(&parent));
+            self.write_helper(&dir, place, &entry.sidecar_name(), sealed)?;
         }
         Ok(Slot { parent, dir, entry })
     }
@@ -45,7 +47,7 @@ impl Volume {
             && slot.entry.sidecar.is_some()
             && backing::stat_at(&slot.dir, &slot.entry.backing).is_err()
         {
-            let _ = backing::unlink_if_there(&slot.dir, &slot.entry.sidecar_name());
+            self.remove_helper(&slot.dir, slot.parent.ino, &slot.entry.sidecar_name());
         }
         made
     }
@@ -78,6 +80,7 @@ impl Volume {
         let (ino, kind) = self.identify(&st)?;
         let inode = self.table.remember(ino, kind, &slot.parent, &slot.entry.backing);
         let storage = Arc::new(FileStorage(file));
+        self.firm.born(ino, slot.parent.ino);
         let dynamic = self.logged(&inode, &storage, true)?;
         let content = Content::create(self.ctx.clone(), dynamic, new.key, new.slot);
         {
@@ -156,6 +159,10 @@ impl Volume {
     fn finish(&self, who: Caller, slot: &Slot, mode: u32) -> FsResult<Attr> {
         let st = backing::stat_at(&slot.dir, &slot.entry.backing)?;
         let st = self.settle_or_remove(who, slot, mode, st)?;
+        let (ino, kind) = self.identify(&st)?;
+        if kind != FileKind::Directory {
+            self.firm.born(ino, slot.parent.ino);
+        }
         self.admit(slot, &st)
     }
 
@@ -217,12 +224,13 @@ impl Volume {
 
     fn furnish(&self, who: Caller, slot: &Slot, mode: u32, lifted: u32) -> FsResult<Attr> {
         let fd = backing::open_path(&slot.dir, &slot.entry.backing)?;
-        let id = DirId(crypto::random_array());
-        self.write_dir_file(&fd, id)?;
+        let (ino, _) = self.identify(&rustix::fs::fstat(&fd)?)?;
+        let (handle, id) = (DirHandle(fd), DirId(crypto::random_array()));
+        self.write_dir_file(&handle, (ino, slot.parent.ino), id)?;
         if mode != lifted {
-            let now = rustix::fs::fstat(&fd)?.st_mode & 0o7777;
+            let now = rustix::fs::fstat(&handle)?.st_mode & 0o7777;
             let exact = Mode::from_raw_mode(now & (!0o700 | mode));
-            rustix::fs::chmod(backing::proc_path(&fd), exact)?;
+            rustix::fs::chmod(backing::proc_path(&handle), exact)?;
         }
         let attr = self.finish(who, slot, mode)?;
         if let Some(inode) = self.table.get(attr.ino) {
@@ -235,6 +243,9 @@ impl Volume {
         let entry = &slot.entry.backing;
         if let Ok(fd) = backing::open_path(&slot.dir, entry) {
             let _ = backing::unlink_if_there(&fd, DIR_FILE);
+            if let Ok(st) = rustix::fs::fstat(&fd) {
+                self.firm.dropped_dir(self.show_ino(st.st_ino));
+            }
         }
         let _ = rustix::fs::unlinkat(&slot.dir, entry, AtFlags::REMOVEDIR);
     }
@@ -257,10 +268,11 @@ impl Volume {
     fn long_symlink(&self, slot: &Slot, sealed: &[u8]) -> FsResult<()> {
         let random: [u8; 16] = crypto::random_array();
         let reference = [LONG_LINK, encode_name(&random).as_bytes()].concat();
-        backing::write_small(&slot.dir, &reference, sealed)?;
+        let place = (slot.parent.ino, parent_of(&slot.parent));
+        self.write_helper(&slot.dir, place, &reference, sealed)?;
         let made = rustix::fs::symlinkat(&reference, &slot.dir, &slot.entry.backing);
         if made.is_err() {
-            let _ = backing::unlink_if_there(&slot.dir, &reference);
+            self.remove_helper(&slot.dir, slot.parent.ino, &reference);
         }
         Ok(made?)
     }
@@ -301,23 +313,22 @@ impl Volume {
         let slot = self.slot(parent, name)?;
         self.fill(&slot, || {
             let entry = &slot.entry.backing;
-            self.at(&inode, |loc| {
-                if let Loc::At(dir, old) = loc {
-                    self.share_link_sidecar(&inode, dir, old, &slot.dir)?;
-                    return Ok(rustix::fs::linkat(
-                        dir,
-                        old.as_ref(),
-                        &slot.dir,
-                        entry,
-                        AtFlags::empty(),
-                    )?);
+            let link = self.at(&inode, |loc| match loc {
+                Loc::At(dir, old) => {
+                    self.share_link_sidecar(&inode, (dir, old), (&slot.dir, &slot.parent))
                 }
-                let path = backing::proc_path(&loc.pin()?);
-                let flags = AtFlags::SYMLINK_FOLLOW;
-                Ok(rustix::fs::linkat(rustix::fs::CWD, path, &slot.dir, entry, flags)?)
+                Loc::Fd(_) => Ok(None),
             })?;
+            let (parent, link) = (&slot.parent, link.as_deref());
+            let arrival = Arrival { inode: &inode, parent, entry, link };
+            self.make_arrival_firm(&arrival)?;
+            self.at(&inode, |loc| link_at(loc, &slot))?;
             let st = backing::stat_at(&slot.dir, entry)?;
-            self.admit(&slot, &st)
+            let attr = self.admit(&slot, &st)?;
+            // An fsync that did not see the new name yet may have ended meanwhile, and from now on
+            // the old name may go.
+            self.linked(&arrival).inspect_err(|_| self.forget(attr.ino, 1))?;
+            Ok(attr)
         })
     }
 
@@ -326,9 +337,8 @@ impl Volume {
     pub(super) fn share_link_sidecar(
         &self,
         inode: &Inode,
-        from: &DirHandle,
-        entry: &[u8],
-        to: &DirHandle,
+        (from, entry): (&DirHandle, &[u8]),
+        (to, parent): (&DirHandle, &Inode),
     ) -> FsResult<Option<Vec<u8>>> {
         if inode.kind != FileKind::Symlink {
             return Ok(None);
@@ -338,8 +348,25 @@ impl Volume {
             return Ok(None);
         }
         match rustix::fs::linkat(from, &text, to, &text, AtFlags::empty()) {
-            Ok(()) | Err(Errno::EXIST) => Ok(Some(text)),
-            Err(errno) => Err(errno.into()),
+            Ok(()) => self.firm.wrote(parent_of(parent), parent.ino, &text),
+            Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(Some(text))
+    }
+}
+
+fn link_at(loc: &Loc, slot: &Slot) -> FsResult<()> {
+    let entry = &slot.entry.backing;
+    match loc {
+        Loc::At(dir, old) => {
+            rustix::fs::linkat(dir, old.as_ref(), &slot.dir, entry, AtFlags::empty())?;
+        }
+        Loc::Fd(fd) => {
+            let path = backing::proc_path(&**fd);
+            let flags = AtFlags::SYMLINK_FOLLOW;
+            rustix::fs::linkat(rustix::fs::CWD, path, &slot.dir, entry, flags)?;
         }
     }
+    Ok(())
 }

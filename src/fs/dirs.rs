@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::attr::{FileKind, Ino};
 use super::backing;
 use super::error::{FsError, FsResult};
+use super::flush::parent_of;
 use super::inode::Inode;
 use super::names::{DIR_FILE, Entry, Listed};
 use super::volume::Volume;
@@ -230,15 +231,20 @@ impl Volume {
             return Ok(id);
         }
         let id = DirId(crypto::random_array());
-        self.write_dir_file(handle, id)?;
+        self.write_dir_file(handle, (dir.ino, parent_of(dir)), id)?;
         dir.names.lock().dir_id = Some(id);
         Ok(id)
     }
 
-    /// Writes a directory's own file.
-    pub(super) fn write_dir_file(&self, handle: impl AsFd, id: DirId) -> FsResult<()> {
+    /// Writes the own file of a directory with this number and parent.
+    pub(super) fn write_dir_file(
+        &self,
+        handle: &DirHandle,
+        place: (Ino, Ino),
+        id: DirId,
+    ) -> FsResult<()> {
         let bytes = dirfile::encode(id, |m| self.keys.directory_mac(m));
-        backing::write_small(handle, DIR_FILE, &bytes)
+        self.write_helper(handle, place, DIR_FILE, &bytes)
     }
 
     /// The backing entry of `name` for look-ups: `None` in a directory that cannot hold it.

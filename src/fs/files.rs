@@ -118,7 +118,8 @@ impl Volume {
         if let Some(journal) = self.journal.as_ref().filter(|_| write) {
             let place = Box::new(Place { inode: Arc::downgrade(inode) });
             let has_header = !storage.is_empty()?;
-            return Ok(FileLog::new(journal.clone(), storage.clone(), place, has_header));
+            let watched = self.watched(inode.ino, storage);
+            return Ok(FileLog::new(journal.clone(), watched, place, has_header));
         }
         Ok(self.viewed(inode.ino, storage))
     }
@@ -310,6 +311,7 @@ impl Volume {
             let now = rustix::fs::fstat(&storage.0)?.st_mode & 0o7777;
             if now & SET_ID != due {
                 rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(now & !SET_ID | due))?;
+                self.attributes_changed(inode);
             }
         }
         result
@@ -419,6 +421,7 @@ impl Volume {
         let kill = if mode & 0o2010 == 0o2010 { 0o6000 } else { 0o4000 };
         if mode & kill != 0 {
             rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & !kill))?;
+            self.attributes_changed(inode);
             *set_id = Some(mode & !kill & SET_ID);
             self.stale_modes.lock().push(inode.ino);
         }
@@ -434,20 +437,22 @@ impl Volume {
         }
     }
 
-    /// fsync(2) and fdatasync(2).
-    pub fn fsync(&self, fh: Fh) -> FsResult<()> {
+    /// fsync(2), or with `datasync` fdatasync(2).
+    pub fn fsync(&self, fh: Fh, datasync: bool) -> FsResult<()> {
         let handle = self.handle(fh)?;
+        self.make_names_firm(&handle.inode)?;
         let (content, storage) = {
             let file = handle.inode.file.lock();
             (file.content.clone(), file.storage.clone())
         };
         match (content, storage) {
             (Some(content), _) if content.is_writable() => {
-                self.keep_set_id(&handle.inode, || content.sync())
+                self.keep_set_id(&handle.inode, || content.sync())?;
             }
-            (_, Some(storage)) => Ok(storage.sync()?),
-            (_, None) => Ok(()),
+            (_, Some(storage)) => self.firm.sync_file(handle.inode.ino, &storage)?,
+            (_, None) => {}
         }
+        self.sync_attributes(&handle.inode, datasync)
     }
 
     /// The last close of a handle.

@@ -19,6 +19,7 @@ use super::attr::FileKind;
 use super::backing;
 use super::dirs::open_dir_entry;
 use super::error::{FsError, FsResult};
+use super::firm::{Firm, Watched};
 use super::inode::Inode;
 use super::volume::keep_times;
 use crate::format::ObjectId;
@@ -28,23 +29,35 @@ use crate::store::recover::{self, Locate, Located, Report, object_of};
 use crate::store::{FileLog, FileStorage, Journal, Medium, Storage, StoreError, Whereabouts};
 
 /// The backing root as the journal sees it.
-pub struct Root(pub Arc<OwnedFd>);
+pub(super) struct Root {
+    pub fd: Arc<OwnedFd>,
+    /// Told of every flush.
+    pub firm: Arc<Firm>,
+}
+
+impl Root {
+    /// A journal in this root.
+    pub fn open_journal(self, ctx: &VolumeContext) -> Arc<Journal> {
+        Journal::new(ctx.volume, ctx.keys.clone(), Arc::new(self))
+    }
+}
 
 impl Medium for Root {
     fn create(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
-        let fd = keep_times(&self.0, || openat(&self.0, name, flags, mode))?;
-        Ok(Arc::new(FileStorage(File::from(fd))))
+        let fd = keep_times(&self.fd, || openat(&self.fd, name, flags, mode))?;
+        let file = Arc::new(FileStorage(File::from(fd)));
+        Ok(Arc::new(Watched { file, ino: None, firm: self.firm.clone() }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(keep_times(&self.0, || unlinkat(&self.0, name, AtFlags::empty()))?)
+        Ok(keep_times(&self.fd, || unlinkat(&self.fd, name, AtFlags::empty()))?)
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(&self.0)?)
+        self.firm.flush_whole(&self.fd)
     }
 }
 
@@ -142,7 +155,7 @@ fn sentences(report: &Report) -> Vec<String> {
 /// locked for writing and nobody works on it.
 pub fn replay(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
     let mut recovery = Recovery::default();
-    let medium = Root(root.clone());
+    let medium = Root { fd: root.clone(), firm: Arc::default() };
     let locate = Finder::new(root, ctx, true);
     for name in journals(root)? {
         let storage = FileStorage(backing::open_file(&**root, name.as_bytes(), true)?);
@@ -182,7 +195,7 @@ pub fn view(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
 
 /// A journal for a command that changes files of a volume nobody has mounted.
 pub fn open(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> Arc<Journal> {
-    Journal::new(ctx.volume, ctx.keys.clone(), Arc::new(Root(root.clone())))
+    Root { fd: root.clone(), firm: Arc::default() }.open_journal(ctx)
 }
 
 /// Names of all journals in the backing root.

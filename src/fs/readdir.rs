@@ -13,6 +13,7 @@ use super::backing::{self, RawEntry};
 use super::dirs::DirHandle;
 use super::error::{FsError, FsResult};
 use super::files::atime_is_stale;
+use super::firm::Step;
 use super::inode::Inode;
 use super::volume::{Atime, DirEntry, Fh, Volume};
 
@@ -186,10 +187,17 @@ impl Volume {
         self.flags.atime != Atime::Strictatime
     }
 
-    /// Makes a directory's entries durable.
-    pub fn fsyncdir(&self, fh: Fh) -> FsResult<()> {
+    /// Makes a directory durable: its entries with all they depend on, and its attributes. With
+    /// `datasync` the same: what fdatasync(2) of a directory leaves out is up to each backing.
+    pub fn fsyncdir(&self, fh: Fh, _datasync: bool) -> FsResult<()> {
         let stream = self.stream(fh)?;
-        if self.writable() { Ok(fsync(&stream.fd)?) } else { Ok(()) }
+        if !self.writable() {
+            return Ok(());
+        }
+        self.make_directory_firm(&stream.inode)?;
+        fsync(&stream.fd)?;
+        self.firm.step(Step::Directory(stream.inode.ino));
+        Ok(())
     }
 
     /// Closes a directory.

@@ -10,8 +10,9 @@ use super::backing;
 use super::create::Slot;
 use super::dirs::DirHandle;
 use super::error::{FsError, FsResult};
+use super::flush::Arrival;
 use super::inode::Inode;
-use super::names::{Entry, LONG_LINK};
+use super::names::{DIR_FILE, Entry, LONG_LINK};
 use super::volume::Volume;
 use crate::format::DirId;
 
@@ -73,7 +74,17 @@ impl Volume {
             rustix::fs::unlinkat(&found.dir, &found.entry.backing, AtFlags::empty())
         })?;
         self.drop_helpers(&found, reference.filter(|_| found.stat.st_nlink == 1));
+        self.lost_name(&found);
         Ok(())
+    }
+
+    /// An object that is no directory has lost a name.
+    fn lost_name(&self, found: &Found) {
+        if found.stat.st_nlink == 1 {
+            self.firm.gone(found.ino);
+        } else if found.kind == FileKind::Regular {
+            self.firm.changed(found.ino);
+        }
     }
 
     /// Takes the known place off an inode around `remove`. The object is pinned first, so that
@@ -122,10 +133,8 @@ impl Volume {
     }
 
     fn drop_helper(&self, found: &Found, helper: Option<Vec<u8>>) {
-        if let Some(helper) = helper
-            && let Err(errno) = backing::unlink_if_there(&found.dir, &helper)
-        {
-            log::debug!("helper not removed: {errno}");
+        if let Some(helper) = helper {
+            self.remove_helper(&found.dir, found.parent.ino, &helper);
         }
     }
 
@@ -140,9 +149,10 @@ impl Volume {
         let removed = self.detach(&found, || {
             rustix::fs::unlinkat(&found.dir, &found.entry.backing, AtFlags::REMOVEDIR)
         });
-        self.unstrip(found.ino, victim, &removed);
+        self.unstrip(&found, victim, &removed);
         removed?;
         self.dirs.remove(found.ino);
+        self.firm.dropped_dir(found.ino);
         self.drop_helpers(&found, None);
         Ok(())
     }
@@ -158,13 +168,17 @@ impl Volume {
     }
 
     /// Puts the id back into a directory that could not be removed after all.
-    fn unstrip(&self, ino: Ino, victim: (DirHandle, Option<DirId>), removed: &FsResult<()>) {
-        if let (Err(_), (handle, Some(id))) = (removed, &victim)
-            && let Err(error) = self.write_dir_file(handle, *id)
-        {
+    fn unstrip(&self, found: &Found, victim: (DirHandle, Option<DirId>), removed: &FsResult<()>) {
+        let (Err(_), (handle, Some(id))) = (removed, &victim) else { return };
+        let place = (found.ino, found.parent.ino);
+        // It may have been durable before, and attributes of the directory are bound to the id.
+        let restored = self
+            .write_dir_file(handle, place, *id)
+            .and_then(|()| self.make_helper_firm(found.ino, DIR_FILE));
+        if let Err(error) = restored {
             log::error!("a directory's kmsfs.dir could not be restored: {error}");
             // It is empty; whatever comes next gets a new id, on disk as well as in memory.
-            if let Some(inode) = self.table.get(ino) {
+            if let Some(inode) = self.table.get(found.ino) {
                 inode.names.lock().dir_id = None;
             }
         }
@@ -216,7 +230,7 @@ impl Volume {
         let inode = self.table.remember(from.ino, from.kind, &from.parent, &from.entry.backing);
         let done = self.rename_backing(&inode, from, target, slot);
         if let (Some(victim), Some(target)) = (victim, target) {
-            self.unstrip(target.ino, victim, &done);
+            self.unstrip(target, victim, &done);
         }
         drop(inode);
         self.forget(from.ino, 1);
@@ -226,6 +240,11 @@ impl Volume {
             // The name itself lives on, and so does its sidecar.
             let gone = reference.filter(|_| target.stat.st_nlink == 1);
             self.drop_helper(target, gone);
+            if target.kind == FileKind::Directory {
+                self.firm.dropped_dir(target.ino);
+            } else {
+                self.lost_name(target);
+            }
         }
         Ok(())
     }
@@ -237,20 +256,19 @@ impl Volume {
         target: Option<&Found>,
         slot: &Slot,
     ) -> FsResult<()> {
-        let link = self.share_link_sidecar(inode, &from.dir, &from.entry.backing, &slot.dir)?;
-        let rename = || {
-            let (old, new) = (&from.entry.backing, &slot.entry.backing);
-            rustix::fs::renameat(&from.dir, old, &slot.dir, new)
-        };
-        {
-            let _moving = self.moves.write();
+        let (old, new) = (&from.entry.backing, &slot.entry.backing);
+        let to = (&*slot.dir, &*slot.parent);
+        let link = self.share_link_sidecar(inode, (&from.dir, old), to)?;
+        let rename = || rustix::fs::renameat(&from.dir, old, &slot.dir, new);
+        let arrival = Arrival { inode, parent: &slot.parent, entry: new, link: link.as_deref() };
+        self.arrive(&[arrival], || {
             match target {
                 Some(target) => self.detach(target, rename)?,
                 None => rename()?,
             }
-            let new = (&slot.parent, &slot.entry.backing[..]);
-            inode.move_place((&from.parent, &from.entry.backing), new);
-        }
+            inode.move_place((&from.parent, old), (&slot.parent, new));
+            Ok(())
+        })?;
         let moved_away = from.parent.ino != slot.parent.ino && from.stat.st_nlink == 1;
         self.drop_helpers(from, link.filter(|_| moved_away));
         Ok(())
@@ -260,15 +278,19 @@ impl Volume {
         let inode_a = self.table.remember(a.ino, a.kind, &a.parent, &a.entry.backing);
         let inode_b = self.table.remember(b.ino, b.kind, &b.parent, &b.entry.backing);
         let done = (|| {
-            let link_a = self.share_link_sidecar(&inode_a, &a.dir, &a.entry.backing, &b.dir)?;
-            let link_b = self.share_link_sidecar(&inode_b, &b.dir, &b.entry.backing, &a.dir)?;
             let (old, new) = (&a.entry.backing, &b.entry.backing);
-            {
-                let _moving = self.moves.write();
+            let link_a = self.share_link_sidecar(&inode_a, (&a.dir, old), (&b.dir, &b.parent))?;
+            let link_b = self.share_link_sidecar(&inode_b, (&b.dir, new), (&a.dir, &a.parent))?;
+            let arrivals = [
+                Arrival { inode: &inode_a, parent: &b.parent, entry: new, link: link_a.as_deref() },
+                Arrival { inode: &inode_b, parent: &a.parent, entry: old, link: link_b.as_deref() },
+            ];
+            self.arrive(&arrivals, || {
                 rustix::fs::renameat_with(&a.dir, old, &b.dir, new, RenameFlags::EXCHANGE)?;
                 inode_a.move_place((&a.parent, old), (&b.parent, new));
                 inode_b.move_place((&b.parent, new), (&a.parent, old));
-            }
+                Ok(())
+            })?;
             if a.parent.ino != b.parent.ino {
                 self.drop_helper(a, link_a.filter(|_| a.stat.st_nlink == 1));
                 self.drop_helper(b, link_b.filter(|_| b.stat.st_nlink == 1));

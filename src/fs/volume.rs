@@ -16,8 +16,9 @@ use super::backing;
 use super::dirs::DirCache;
 use super::error::{FsError, FsResult};
 use super::files::FileHandle;
+use super::firm::Firm;
 use super::inode::{Inode, InodeTable};
-use super::journal::{self, Recovery};
+use super::journal::{self, Recovery, Root};
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
 use crate::crypto::VolumeKeys;
@@ -146,6 +147,8 @@ pub struct Volume {
     pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
     pub(super) unclean: bool,
+    /// What is not known to be on disk yet.
+    pub(super) firm: Arc<Firm>,
     pub(super) euid: u32,
     pub(super) egid: u32,
 }
@@ -203,6 +206,7 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
+            firm: Arc::default(),
             euid: rustix::process::geteuid().as_raw(),
             egid: rustix::process::getegid().as_raw(),
         };
@@ -266,6 +270,7 @@ impl Volume {
             return Ok(());
         }
         self.commit_open()?;
+        self.note_unfirm();
         if let Some(journal) = &self.journal {
             journal.close()?;
         }
@@ -273,8 +278,7 @@ impl Volume {
         keep_times(&self.root, || {
             rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())
         })?;
-        rustix::fs::syncfs(&self.root)?;
-        Ok(())
+        self.flush_backing()
     }
 
     /// Commits every dirty file; with `flush` also brings everything to its place and flushes the
@@ -303,6 +307,7 @@ impl Volume {
     /// firm.
     pub fn tick(&self) -> FsResult<()> {
         let committed = self.commit_open();
+        self.note_unfirm();
         let due = self.ticks.fetch_add(1, Ordering::Relaxed) % FIRM_TICKS == FIRM_TICKS - 1;
         let dirty = self.journal.as_ref().is_some_and(|journal| journal.is_dirty());
         if due && dirty { committed.and(self.checkpoint(true)) } else { committed }
@@ -397,6 +402,7 @@ impl Volume {
             keep_times(&self.root, || {
                 backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())
             })?;
+            self.firm.nothing_known();
         }
         if self.unclean {
             log::warn!(
@@ -412,7 +418,8 @@ impl Volume {
     fn recover(&mut self) -> FsResult<()> {
         if self.writable() {
             self.recovery = journal::replay(&self.root, &self.ctx)?;
-            self.journal = Some(journal::open(&self.root, &self.ctx));
+            let root = Root { fd: self.root.clone(), firm: self.firm.clone() };
+            self.journal = Some(root.open_journal(&self.ctx));
         } else {
             self.recovery = journal::view(&self.root, &self.ctx)?;
         }

@@ -125,8 +125,8 @@ impl Volume {
             return Err(Errno::RANGE.into());
         }
         match self.xattr_class(name)? {
-            Class::Unsupported => Err(Errno::OPNOTSUPP.into()),
-            Class::Acl => self.set_acl(who, &inode, name, value, flags),
+            Class::Unsupported => return Err(Errno::OPNOTSUPP.into()),
+            Class::Acl => self.set_acl(who, &inode, name, value, flags)?,
             Class::Sealed(space) => {
                 let object = self.object_id_for_writing(&inode)?;
                 let stored = self.stored_name(&object, space, name);
@@ -134,9 +134,11 @@ impl Volume {
                 if let Some(long) = &stored.long {
                     sealed = join_long(long, &sealed);
                 }
-                self.at(&inode, |loc| Ok(set(loc, stored.name.as_bytes(), &sealed, flags)?))
+                self.at(&inode, |loc| Ok(set(loc, stored.name.as_bytes(), &sealed, flags)?))?;
             }
         }
+        self.attributes_changed(&inode);
+        Ok(())
     }
 
     fn set_acl(
@@ -219,14 +221,16 @@ impl Volume {
         self.require_writable()?;
         let inode = self.inode(ino)?;
         match self.xattr_class(name)? {
-            Class::Unsupported => Err(Errno::OPNOTSUPP.into()),
-            Class::Acl => self.at(&inode, |loc| Ok(remove(loc, name)?)),
+            Class::Unsupported => return Err(Errno::OPNOTSUPP.into()),
+            Class::Acl => self.at(&inode, |loc| Ok(remove(loc, name)?))?,
             Class::Sealed(space) => {
                 let object = self.object_id(&inode)?.ok_or(FsError::Errno(libc::ENODATA))?;
                 let stored = self.stored_name(&object, space, name);
-                self.at(&inode, |loc| Ok(remove(loc, stored.name.as_bytes())?))
+                self.at(&inode, |loc| Ok(remove(loc, stored.name.as_bytes())?))?;
             }
         }
+        self.attributes_changed(&inode);
+        Ok(())
     }
 
     /// What attributes are bound to: object id, directory id, or zeros for what has neither.

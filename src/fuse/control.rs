@@ -132,6 +132,7 @@ impl Control {
 
     fn status(&self, volume: &Volume) -> serde_json::Value {
         let (inodes, handles, descriptors) = volume.counters();
+        let flushes = volume.flushes();
         serde_json::json!({
             "mountpoint": self.facts.mountpoint.to_string_lossy(),
             "source": volume.source().to_string_lossy(),
@@ -147,6 +148,13 @@ impl Control {
             "backing_descriptors": descriptors,
             "journal": volume.journal_status().map(journal_facts),
             "requests": self.counters.to_json(),
+            "flushes": {
+                "files": flushes.files,
+                "helpers": flushes.helpers,
+                "directories": flushes.directories,
+                "whole": flushes.whole,
+                "journal": flushes.journal,
+            },
         })
     }
 

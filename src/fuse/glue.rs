@@ -92,6 +92,16 @@ impl Glue {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// Runs a handler that gives an object a name: it waits for the disk if the new name depends on
+    /// something that is not on it yet.
+    fn run_naming(&self, op: Op, body: impl FnOnce(&Volume) + Send + 'static) {
+        if self.volume.naming_may_wait() {
+            self.run_flush(op, body);
+        } else {
+            self.run(op, || body(&self.volume));
+        }
+    }
+
     /// A change of content has dropped set-id bits that the kernel still has in its cache.
     fn refresh_modes(&self) {
         let stale = self.volume.take_stale_modes();
@@ -284,19 +294,16 @@ impl Filesystem for Glue {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Rename, || {
-            let (from, to) = (name.as_bytes(), new_name.as_bytes());
-            done(reply, self.volume.rename(parent.0, from, new_parent.0, to, flags.bits()));
+        let (from, to) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        self.run_naming(Op::Rename, move |volume| {
+            done(reply, volume.rename(parent.0, &from, new_parent.0, &to, flags.bits()));
         });
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.run(Op::Link, || {
-            answer_entry(
-                reply,
-                self.wanted.cache_for,
-                self.volume.link(ino.0, parent.0, name.as_bytes()),
-            );
+        let (name, cache_for) = (name.as_bytes().to_vec(), self.wanted.cache_for);
+        self.run_naming(Op::Link, move |volume| {
+            answer_entry(reply, cache_for, volume.link(ino.0, parent.0, &name));
         });
     }
 
@@ -424,10 +431,10 @@ impl Filesystem for Glue {
         _req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
-        _datasync: bool,
+        datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run_flush(Op::Fsync, move |volume| done(reply, volume.fsync(fh.0)));
+        self.run_flush(Op::Fsync, move |volume| done(reply, volume.fsync(fh.0, datasync)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -485,10 +492,10 @@ impl Filesystem for Glue {
         _req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
-        _datasync: bool,
+        datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.run_flush(Op::Fsyncdir, move |volume| done(reply, volume.fsyncdir(fh.0)));
+        self.run_flush(Op::Fsyncdir, move |volume| done(reply, volume.fsyncdir(fh.0, datasync)));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

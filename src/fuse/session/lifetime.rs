@@ -118,6 +118,10 @@ impl Drop for Periodic {
 }
 
 fn commit_until_stopped(volume: &Volume, (stopped, wake): &(Mutex<bool>, Condvar)) {
+    // So that the first fsync need not wait for what others have written to the same disk.
+    if let Err(e) = volume.settle_start() {
+        log::warn!("flush at the start: {e}");
+    }
     let mut last_failure = String::new();
     let mut stop = stopped.lock();
     while !*stop {
