@@ -22,7 +22,7 @@ fn record(image: &[u8]) -> Record<'_> {
         path: b"a/b".to_vec(),
         blocks: vec![(0, Change::Image(image)), (8192, Change::Delta(vec![1, 0, 1, 0, 5]))],
         fresh: vec![Fresh { offset: 4096, sums: vec![1, 2], last_len: 5 }],
-        freed: vec![16_384..20_480],
+        freed: std::iter::once(16_384..20_480).collect(),
     }
 }
 
