@@ -20,6 +20,7 @@ use crate::format::{ObjectId, VolumeId};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -87,6 +88,8 @@ pub struct Journal {
     volume: VolumeId,
     keys: Arc<VolumeKeys>,
     medium: Arc<dyn Medium>,
+    /// Size of a new file, and size up to which it grows by itself.
+    sizes: Range<u64>,
     gate: RwLock<()>,
     log: Mutex<Log>,
     /// Held by the one that flushes; the others wait and find it done.
@@ -104,10 +107,21 @@ pub struct Journal {
 impl Journal {
     /// A journal without a file: the first record makes one.
     pub fn new(volume: VolumeId, keys: Arc<VolumeKeys>, medium: Arc<dyn Medium>) -> Arc<Self> {
+        Self::with_sizes(volume, keys, medium, SMALLEST..LARGEST)
+    }
+
+    /// [`Self::new`] with another size of a new file, and another one up to which it grows.
+    pub fn with_sizes(
+        volume: VolumeId,
+        keys: Arc<VolumeKeys>,
+        medium: Arc<dyn Medium>,
+        sizes: Range<u64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             volume,
             keys,
             medium,
+            sizes,
             gate: RwLock::new(()),
             log: Mutex::new(Log { open: None, next: 1 }),
             flushing: Mutex::new(()),
@@ -220,7 +234,7 @@ impl Journal {
         let filled = (|| {
             let head = head.encode(|bytes| self.keys.journal_mac(bytes));
             open.storage.write_at(&[IoSlice::new(&head[..])], 0)?;
-            open.grow(SMALLEST)
+            open.grow(self.sizes.start)
         })();
         if let Err(error) = filled {
             // Nothing relies on it yet.
@@ -258,7 +272,7 @@ impl Journal {
         self.checkpoint(false)?;
         let _alone = self.gate.write();
         let mut log = self.log.lock();
-        if let Some(open) = log.open.as_mut().filter(|o| o.end == ALIGN && o.capacity < LARGEST)
+        if let Some(open) = log.open.as_mut().filter(|o| o.end == ALIGN && o.capacity < self.sizes.end)
             && let Err(error) = open.grow(open.capacity * 2)
         {
             log::debug!("the journal does not grow: {error}");

@@ -19,6 +19,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
+
 /// Finds backing files by what a record says.
 pub trait Locate {
     /// The backing file of this object, if it is there: [`object_of`] must say so. `ino` and `path`
@@ -145,13 +148,14 @@ pub fn replay(
     Ok(report)
 }
 
-/// Was this journal ever in use? A stop while it was being made leaves bytes that say nothing.
+/// Was this journal never in use? A stop while it was being made leaves a head of which a part was
+/// never written, and no record: the head is flushed before the first.
 pub fn is_unused(journal: &dyn Storage) -> io::Result<bool> {
     let mut bytes = vec![0; BLOCK];
     let len = journal.read_at(&mut bytes, 0)?;
-    let rest = journal.len()?;
-    let zero = crate::format::bytes::is_zero(&bytes[..len]);
-    Ok(zero && (rest as usize <= BLOCK || no_record(journal, rest)?))
+    let unwritten = |part: &[u8]| crate::format::bytes::is_zero(part);
+    let torn = unwritten(&bytes[..SECTOR]) || unwritten(&bytes[BLOCK - SECTOR..]);
+    Ok((len < BLOCK || torn) && no_record(journal, journal.len()?)?)
 }
 
 fn no_record(journal: &dyn Storage, len: u64) -> io::Result<bool> {

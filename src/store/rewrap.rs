@@ -2,6 +2,7 @@
 //!
 //! Knows the header and nothing else of the file; no data key is involved.
 
+use super::log::Commit;
 use super::{Content, Storage, StoreError};
 use crate::format::FormatError;
 use crate::format::header::{Header, Recipient};
@@ -11,8 +12,8 @@ use std::io::IoSlice;
 /// Replaces the wrapped copies in the header's key slots; `None` leaves a slot's as they are.
 ///
 /// Generation, size, root hash, data key ids and commitments stay; the wrap epoch grows by one. The
-/// header is written in one piece, so a crash leaves the old or the new one as far as the backing
-/// file system does not tear it. The caller flushes, and restores the modification time if it must
+/// header becomes a record of the journal if the file has one; else it is written in one piece, so a
+/// crash leaves the old or the new one as far as the backing file system does not tear it. The caller flushes, and restores the modification time if it must
 /// not change. The file must not be open as a [`Content`]. Returns the header as written.
 ///
 /// Errors: the header is damaged; no recipient is left, or recipients are given for a slot that
@@ -37,6 +38,18 @@ pub fn rewrap_header(
     }
     header.wrap_epoch += 1;
     let bytes = header.encode(ctx.layout, |b| ctx.keys.header_mac(b))?;
-    storage.write_at(&[IoSlice::new(&bytes)], 0)?;
+    let Some(log) = storage.log() else {
+        storage.write_at(&[IoSlice::new(&bytes)], 0)?;
+        return Ok(header);
+    };
+    log.commit(Commit {
+        object: header.object,
+        base: header.generation,
+        generation: header.generation,
+        blocks: &[(0, &bytes)],
+        freed: Vec::new(),
+        len: ctx.layout.backing_len(header.size),
+        mtime: None,
+    })?;
     Ok(header)
 }

@@ -1,0 +1,30 @@
+//! Proof of the durability contract: the engine and its journal on a simulated disk that loses
+//! whatever a power cut may lose.
+
+mod check;
+mod crash;
+mod disk;
+mod explore;
+#[allow(dead_code)]
+#[path = "../store/mem.rs"]
+mod mem;
+#[allow(dead_code)]
+#[path = "../store/model.rs"]
+mod model;
+mod oracle;
+mod random;
+mod runner;
+#[allow(dead_code)]
+#[path = "../store/support.rs"]
+mod support;
+mod volume;
+mod world;
+
+use std::sync::{RwLock, RwLockReadGuard};
+
+/// Held by tests of the sound protocol; the one that makes mistakes on purpose has it alone.
+static SWITCH: RwLock<()> = RwLock::new(());
+
+fn sound() -> RwLockReadGuard<'static, ()> {
+    SWITCH.read().unwrap_or_else(|e| e.into_inner())
+}
