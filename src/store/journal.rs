@@ -100,6 +100,8 @@ pub struct Journal {
     files: Mutex<HashMap<ObjectId, Arc<FileLog>>>,
     /// Something was changed in place since the last flush of everything.
     loose: AtomicBool,
+    /// A file with records was removed, perhaps not durably.
+    discarded: AtomicBool,
     frozen: AtomicBool,
     checkpoints: AtomicU64,
 }
@@ -127,7 +129,9 @@ impl Journal {
             flushing: Mutex::new(()),
             flushed: AtomicU64::new(0),
             files: Mutex::default(),
-            loose: AtomicBool::new(false),
+            // By a mount before, perhaps, that was killed.
+            loose: AtomicBool::new(true),
+            discarded: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             checkpoints: AtomicU64::new(0),
         })
@@ -218,8 +222,9 @@ impl Journal {
         }
     }
 
-    /// This file is gone, and its records with it.
+    /// This file is gone. Its records are needed until that is durable: a crash may bring it back.
     pub(super) fn forget(&self, object: ObjectId) {
+        self.discarded.store(true, Ordering::Release);
         self.files.lock().remove(&object);
     }
 
@@ -287,13 +292,20 @@ impl Journal {
     /// flush the journal refuses further commits.
     pub fn checkpoint(&self, whole: bool) -> io::Result<()> {
         let _alone = self.gate.write();
-        let files: Vec<_> = self.files.lock().values().cloned().collect();
-        if files.is_empty() && !(whole && self.loose.load(Ordering::Acquire)) {
+        let is_used = self.log.lock().open.as_ref().is_some_and(|open| open.end > ALIGN);
+        if !is_used && !(whole && self.loose.load(Ordering::Acquire)) {
             return Ok(());
         }
         self.refuse_frozen()?;
-        let singly = !whole && files.len() <= FEW;
-        self.write_all_in_place(&files, singly)?;
+        // In this order: a file discarded later is still among the files.
+        let discarded = self.discarded.swap(false, Ordering::AcqRel);
+        let mut files: Vec<_> = self.files.lock().values().cloned().collect();
+        files.sort_by_key(|file| file.last());
+        let singly = !whole && !discarded && files.len() <= FEW;
+        if let Err(error) = self.write_all_in_place(&files, singly) {
+            self.discarded.fetch_or(discarded, Ordering::AcqRel);
+            return Err(error);
+        }
         files.iter().for_each(|file| file.settled());
         self.files.lock().clear();
         self.checkpoints.fetch_add(1, Ordering::Relaxed);

@@ -33,11 +33,13 @@ pub enum Mutation {
     RemoveBeforeFlush,
     /// Recovery replays only the last record of a file.
     LastRecordOnly,
+    /// Recovery writes records to their place before they are firm.
+    ReplayBeforeFirm,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipJournalFlush,
         Self::SkipFreshFlush,
         Self::CheckpointBeforeFirm,
@@ -52,6 +54,7 @@ impl Mutation {
         Self::KeepOldEpoch,
         Self::RemoveBeforeFlush,
         Self::LastRecordOnly,
+        Self::ReplayBeforeFirm,
     ];
 }
 

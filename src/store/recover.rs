@@ -128,7 +128,7 @@ pub fn recover(
 }
 
 /// Recovers one journal of a volume that is about to be written: brings its files to their newest
-/// states, flushes everything, and only then removes the journal. A stop in between leaves it to be
+/// states once the records are firm, flushes everything, and only then removes the journal. A stop in between leaves it to be
 /// done again.
 pub fn replay(
     ctx: &VolumeContext,
@@ -138,6 +138,10 @@ pub fn replay(
     locate: &dyn Locate,
 ) -> Result<Report, StoreError> {
     let (files, report) = recover(ctx, journal, locate)?;
+    if !files.is_empty() && !made(Mutation::ReplayBeforeFirm) {
+        // After a mere kill the records and what they rely on may not be on disk yet.
+        medium.sync_all()?;
+    }
     files.iter().try_for_each(Recovered::write_in_place)?;
     if !made(Mutation::RemoveBeforeFlush) {
         medium.sync_all()?;

@@ -197,6 +197,10 @@ fn after(world: World, outcome: Outcome, oracle: &Oracle, snaps: Snaps) -> Recov
         } else if snap.is_some() {
             let (firm, gone, flight) = (true, false, Vec::new());
             next.0.insert(id, Known { firm, gone, states: last.clone(), last, flight });
+        } else {
+            // Damaged, and never firm: it may be what it was meant to be, with holes.
+            let states = known.states.iter().chain(&known.flight).cloned().collect();
+            next.0.insert(id, Known { states, ..Known::default() });
         }
         let name = world.names.iter().find(|(_, file)| **file == id);
         let slot = name.and_then(|(name, _)| name.strip_prefix('f')?.parse().ok());
