@@ -3,9 +3,9 @@
 //! A record holds the new bytes of every block that a committed state refers to, and names by
 //! checksum the fresh blocks it relies on, which were written in place before it. It is *firm* once
 //! those blocks and the journal are flushed. Only firm records are written to their place, and only
-//! when that is flushed does the journal start anew, at its first record. It needs no pointer to its
-//! beginning for that: a record's number tells whether it follows the one before, so the first
-//! record of the new round ends the old one by taking its place.
+//! when that is flushed does the journal start anew, at its first record: that one is erased first,
+//! and the erasure flushed, so that a torn record of the new round never shows a part of the old one.
+//! It needs no pointer to its beginning: a record's number tells whether it follows the one before.
 //!
 //! Commits share the gate, a checkpoint has it alone: what it writes to its place is then exactly
 //! what the journal holds. It needs no key.
@@ -16,7 +16,7 @@ use super::mutation::{Mutation, made};
 use crate::crypto::volumekeys::encode_name;
 use crate::crypto::{JournalKey, VolumeKeys, random_array};
 use crate::format::journal::{ALIGN, Head, Record};
-use crate::format::{ObjectId, VolumeId};
+use crate::format::{BLOCK, ObjectId, VolumeId};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -171,7 +171,7 @@ impl Journal {
     pub(super) fn freeze(&self, error: &io::Error) {
         if !self.frozen.swap(true, Ordering::AcqRel) {
             log::error!(
-                "the backing file system failed to flush ({error}): the volume takes no more \
+                "the backing file system failed ({error}): the volume takes no more \
                  changes; everything flushed before is safe, unmount and mount it again"
             );
         }
@@ -306,17 +306,25 @@ impl Journal {
             self.discarded.fetch_or(discarded, Ordering::AcqRel);
             return Err(error);
         }
+        self.restart()?;
         files.iter().for_each(|file| file.settled());
         self.files.lock().clear();
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
-        self.restart();
         Ok(())
     }
 
-    fn restart(&self) {
-        if let Some(open) = &mut self.log.lock().open {
+    /// Ends the round: what it holds is in place for good.
+    fn restart(&self) -> io::Result<()> {
+        if let Some(open) = self.log.lock().open.as_mut().filter(|open| open.end > ALIGN) {
+            if !made(Mutation::KeepOldRound) {
+                let end = open.storage.write_at(&[IoSlice::new(&[0; BLOCK])], ALIGN);
+                // Half of it may be done: records behind it would not be found any more.
+                let end = end.and_then(|()| open.storage.sync());
+                end.inspect_err(|error| self.freeze(error))?;
+            }
             open.end = ALIGN;
         }
+        Ok(())
     }
 
     fn write_all_in_place(&self, files: &[Arc<FileLog>], singly: bool) -> io::Result<()> {

@@ -35,11 +35,13 @@ pub enum Mutation {
     LastRecordOnly,
     /// Recovery writes records to their place before they are firm.
     ReplayBeforeFirm,
+    /// The journal starts anew without an end of the round before.
+    KeepOldRound,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SkipJournalFlush,
         Self::SkipFreshFlush,
         Self::CheckpointBeforeFirm,
@@ -55,6 +57,7 @@ impl Mutation {
         Self::RemoveBeforeFlush,
         Self::LastRecordOnly,
         Self::ReplayBeforeFirm,
+        Self::KeepOldRound,
     ];
 }
 

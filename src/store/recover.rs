@@ -13,7 +13,7 @@ use super::mutation::{Mutation, made};
 use super::pending::Pending;
 use super::{Storage, StoreError};
 use crate::format::journal::{ALIGN, Change, Fresh, Head, RECORD_MAX, Record};
-use crate::format::{BLOCK, FormatError, ObjectId};
+use crate::format::{BLOCK, ObjectId};
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -308,7 +308,8 @@ fn replaces(record: &Record<'_>, block: &Range<u64>) -> bool {
 }
 
 /// Do records behind the end of the run tell of some that had been flushed and are not readable?
-/// Records of an earlier round tell nothing: their files are as new as they are.
+/// Those with larger numbers are of the same round. Records of an earlier round tell nothing: their
+/// files are as new as they are.
 fn is_damaged(
     ctx: &VolumeContext,
     locate: &dyn Locate,
@@ -316,16 +317,15 @@ fn is_damaged(
     last: u64,
 ) -> Result<bool, StoreError> {
     let firm = behind.iter().map(|r| r.firm).max().unwrap_or(0);
-    if behind.iter().any(|r| r.number > last && last > 0) && firm > last {
-        return Ok(true);
+    if last > 0 {
+        return Ok(firm > last);
     }
-    for record in behind.iter().filter(|r| r.number <= firm && last == 0) {
+    for record in behind.iter().filter(|r| r.number <= firm) {
         let Some(found) = locate.open(record.object, record.ino, &record.path)? else { continue };
         match Content::read_header(ctx, &*found.storage) {
             Ok(header) if header.generation < record.generation => return Ok(true),
-            Ok(_) | Err(StoreError::Header(FormatError::Mac)) => {}
             Err(StoreError::Io(e)) => return Err(e.into()),
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(false)

@@ -80,7 +80,7 @@ impl Known {
     /// The state that was found, if it is one that may be.
     pub fn judge(&self, outcome: Outcome, found: &Found) -> Result<Option<Snap>, String> {
         let kill = outcome.is_kill();
-        let base = if kill { &self.last } else { &self.states };
+        let base = if kill && !self.last.is_empty() { &self.last } else { &self.states };
         let must_be = !self.gone && if kill { !self.last.is_empty() } else { self.firm };
         let whole = if kill { !self.last.is_empty() } else { self.firm };
         let seen = match found {
