@@ -277,7 +277,8 @@ impl Journal {
         self.checkpoint(false)?;
         let _alone = self.gate.write();
         let mut log = self.log.lock();
-        if let Some(open) = log.open.as_mut().filter(|o| o.end == ALIGN && o.capacity < self.sizes.end)
+        if let Some(open) =
+            log.open.as_mut().filter(|o| o.end == ALIGN && o.capacity < self.sizes.end)
             && let Err(error) = open.grow(open.capacity * 2)
         {
             log::debug!("the journal does not grow: {error}");

@@ -115,7 +115,13 @@ impl Fate {
         match self {
             Self::None | Self::SizesOnly => 0,
             Self::All | Self::DataOnly => all,
-            Self::Sectors(kept) => if kept(sector) { all } else { 0 },
+            Self::Sectors(kept) => {
+                if kept(sector) {
+                    all
+                } else {
+                    0
+                }
+            }
             Self::AllButLast => touches.iter().filter(|t| **t < last).count(),
             Self::Chance(of) if rng.below(16) < of => all,
             Self::Chance(_) => rng.below(all as u64 + 1) as usize,

@@ -90,7 +90,8 @@ impl Recording {
     /// What led to a failure.
     fn describe(&self, point: usize, outcome: Outcome, error: &str) -> String {
         let mut lines = vec![format!("{error}\n  after event {point}, {outcome:?}; before it:")];
-        let from = if std::env::var_os("KMSFS_SIM_ALL").is_some() { 0 } else { point.saturating_sub(70) };
+        let from =
+            if std::env::var_os("KMSFS_SIM_ALL").is_some() { 0 } else { point.saturating_sub(70) };
         for (at, event) in self.log[..point].iter().enumerate() {
             let text = match event {
                 Event::Mark(Mark::Op(text)) => text.to_string(),
@@ -156,7 +157,8 @@ fn check_inner(
     if inner == Inner::None || log.is_empty() {
         return Ok(());
     }
-    let mut rng = Rng(log.len() as u64 ^ if let Outcome::Random(seed) = outcome { seed } else { 9 });
+    let mut rng =
+        Rng(log.len() as u64 ^ if let Outcome::Random(seed) = outcome { seed } else { 9 });
     let one = 1 + rng.below(log.len() as u64) as usize;
     let mut world = crashed.clone();
     for (at, event) in log.iter().enumerate() {

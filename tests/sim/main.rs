@@ -14,6 +14,7 @@ mod model;
 mod oracle;
 mod random;
 mod runner;
+mod short;
 #[allow(dead_code)]
 #[path = "../store/support.rs"]
 mod support;

@@ -30,14 +30,25 @@ pub enum Mark {
     /// For people.
     Op(Arc<str>),
     /// These states may become committed from now on.
-    Begin { file: FileId, states: Vec<Snap> },
+    Begin {
+        file: FileId,
+        states: Vec<Snap>,
+    },
     /// They may have been; the last of them is the newest, if `done`. Otherwise any of them or none.
-    End { file: FileId, states: Vec<Snap>, done: bool },
+    End {
+        file: FileId,
+        states: Vec<Snap>,
+        done: bool,
+    },
     /// Everything committed so far is firm.
-    Firm { file: FileId },
+    Firm {
+        file: FileId,
+    },
     FirmAll,
     /// The file may be gone from now on.
-    Gone { file: FileId },
+    Gone {
+        file: FileId,
+    },
 }
 
 /// What is known of one file.

@@ -106,13 +106,18 @@ impl Slot {
 
 impl Runner {
     /// A mount of a disk without a journal; the files in `known` are opened.
-    pub fn new(volume: &Volume, disk: SimDisk, seed: u64, known: Vec<(usize, FileId, Snap)>) -> Self {
+    pub fn new(
+        volume: &Volume,
+        disk: SimDisk,
+        seed: u64,
+        known: Vec<(usize, FileId, Snap)>,
+    ) -> Self {
         let journal = volume.journal(&disk);
         let mut runner = Self {
             volume: volume.clone(),
             disk,
             journal,
-            slots: (0..6).map(|_| None).collect(),
+            slots: (0..12).map(|_| None).collect(),
             orphans: Vec::new(),
             rng: Rng(seed),
             faulty: false,

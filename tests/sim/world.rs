@@ -14,18 +14,42 @@ type Page = [u8; PAGE as usize];
 /// A change of the simulated disk, or a remark of the workload between two changes.
 #[derive(Clone, Debug)]
 pub enum Event {
-    Write { file: FileId, offset: u64, data: Arc<[u8]> },
-    SetLen { file: FileId, len: u64 },
-    Punch { file: FileId, offset: u64, len: u64 },
-    Mtime { file: FileId },
-    Sync { file: FileId },
+    Write {
+        file: FileId,
+        offset: u64,
+        data: Arc<[u8]>,
+    },
+    SetLen {
+        file: FileId,
+        len: u64,
+    },
+    Punch {
+        file: FileId,
+        offset: u64,
+        len: u64,
+    },
+    Mtime {
+        file: FileId,
+    },
+    Sync {
+        file: FileId,
+    },
     /// The flush failed: what was not durable may never be, whatever later flushes say.
-    FailedSync { file: FileId },
+    FailedSync {
+        file: FileId,
+    },
     FailedSyncAll,
     SyncAll,
-    Create { name: Arc<str> },
-    Unlink { name: Arc<str> },
-    Rename { from: Arc<str>, to: Arc<str> },
+    Create {
+        name: Arc<str>,
+    },
+    Unlink {
+        name: Arc<str>,
+    },
+    Rename {
+        from: Arc<str>,
+        to: Arc<str>,
+    },
     Mark(Mark),
 }
 

@@ -44,7 +44,8 @@ impl Model {
             if whole {
                 self.chunks.remove(&c);
             } else if let Some(chunk) = self.chunks.get_mut(&c) {
-                Arc::make_mut(chunk)[(from - c * CHUNK) as usize..(to - c * CHUNK) as usize].fill(0);
+                Arc::make_mut(chunk)[(from - c * CHUNK) as usize..(to - c * CHUNK) as usize]
+                    .fill(0);
             }
         }
     }
