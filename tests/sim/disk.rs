@@ -123,7 +123,12 @@ impl SimDisk {
 }
 
 impl Medium for SimDisk {
+    /// One that is there already is opened as it is: it never is, unless by mistake.
     fn create(&self, name: &str) -> io::Result<Arc<dyn Storage>> {
+        let there = self.lock().world.file(name);
+        if let Some(id) = there {
+            return Ok(self.file(id));
+        }
         let id = self.create_file(name)?;
         Ok(self.file(id))
     }

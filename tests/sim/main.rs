@@ -1,6 +1,7 @@
 //! Proof of the durability contract: the engine and its journal on a simulated disk that loses
 //! whatever a power cut may lose.
 
+mod backup;
 mod check;
 mod crash;
 mod disk;
@@ -11,6 +12,8 @@ mod mem;
 #[allow(dead_code)]
 #[path = "../store/model.rs"]
 mod model;
+#[cfg(feature = "mutations")]
+mod mutations;
 mod oracle;
 mod random;
 mod runner;

@@ -69,7 +69,7 @@ fn clear(disk: &SimDisk, files: &[(usize, usize, crate::oracle::Snap)]) {
     }
 }
 
-fn mount(volume: &Volume, from: Recovered, rng: &mut Rng) -> Recording {
+pub fn mount(volume: &Volume, from: Recovered, rng: &mut Rng) -> Recording {
     let Recovered { world, oracle, files } = from;
     let disk = SimDisk::new(world.clone());
     clear(&disk, &files);
@@ -81,7 +81,7 @@ fn mount(volume: &Volume, from: Recovered, rng: &mut Rng) -> Recording {
             runner.compare();
         }
     }
-    Recording { volume: volume.clone(), start: world, oracle, log: runner.disk.take_log() }
+    Recording { volume: volume.clone(), start: world, oracle, log: runner.into_log() }
 }
 
 /// One run; returns how many crashes it tried.

@@ -5,7 +5,7 @@ use crate::model::Model;
 use crate::oracle::{Mark, Snap, State};
 use crate::support::{CHUNK, Rng, read};
 use crate::volume::Volume;
-use crate::world::FileId;
+use crate::world::{Event, FileId};
 use kmsfs::format::layout::{GROUP_CHUNKS, HEADER_CHUNKS};
 use kmsfs::store::{Content, FileLog, Journal, StoreError, rewrap_header};
 use std::sync::Arc;
@@ -385,6 +385,14 @@ impl Runner {
         assert!(wrap == file.wrap || done.is_err(), "wrap epoch {wrap}");
         file.wrap = wrap;
         done.map(|_| ())
+    }
+
+    /// What happened. Files and journal hold each other until a checkpoint, which comes too late to be
+    /// seen.
+    pub fn into_log(self) -> Vec<Event> {
+        let log = self.disk.take_log();
+        let _ = self.journal.checkpoint(true);
+        log
     }
 
     /// Does the engine show what the model says?

@@ -40,7 +40,7 @@ impl Short {
             runner.compare();
         }
         let (start, oracle) = (World::default(), Oracle::default());
-        Recording { volume, start, oracle, log: runner.disk.take_log() }
+        Recording { volume, start, oracle, log: runner.into_log() }
     }
 
     /// All crash points, all patterns and some random outcomes; returns how many crashes it were.
