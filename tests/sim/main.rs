@@ -6,6 +6,7 @@ mod check;
 mod crash;
 mod disk;
 mod explore;
+mod faults;
 #[allow(dead_code)]
 #[path = "../store/mem.rs"]
 mod mem;

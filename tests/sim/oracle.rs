@@ -23,6 +23,17 @@ impl std::fmt::Debug for State {
     }
 }
 
+/// Which of some states were committed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Which {
+    /// All, the newest last.
+    All,
+    /// At least one.
+    Some,
+    /// Perhaps none: there was an error.
+    Maybe,
+}
+
 /// What the workload says of its files between the events.
 #[derive(Clone, Debug)]
 pub enum Mark {
@@ -34,11 +45,11 @@ pub enum Mark {
         file: FileId,
         states: Vec<Snap>,
     },
-    /// They may have been; the last of them is the newest, if `done`. Otherwise any of them or none.
+    /// Now they are, or some of them.
     End {
         file: FileId,
         states: Vec<Snap>,
-        done: bool,
+        which: Which,
     },
     /// Everything committed so far is firm.
     Firm {
@@ -126,15 +137,15 @@ impl Oracle {
             Mark::Begin { file, states } => {
                 self.0.entry(*file).or_default().flight = states.clone();
             }
-            Mark::End { file, states, done } => {
+            Mark::End { file, states, which } => {
                 let known = self.0.entry(*file).or_default();
                 known.flight.clear();
                 known.states.extend(states.iter().cloned());
-                if *done {
-                    known.last.clear();
-                    known.last.extend(states.last().cloned());
-                } else {
-                    known.last.extend(states.iter().cloned());
+                match which {
+                    Which::All => known.last = states.last().cloned().into_iter().collect(),
+                    // Perhaps the file was never written.
+                    Which::Maybe if known.last.is_empty() => {}
+                    Which::Some | Which::Maybe => known.last.extend(states.iter().cloned()),
                 }
             }
             Mark::Firm { file } => self.0.entry(*file).or_default().make_firm(),

@@ -2,7 +2,7 @@
 
 use crate::disk::SimDisk;
 use crate::model::Model;
-use crate::oracle::{Mark, Snap, State};
+use crate::oracle::{Mark, Snap, State, Which};
 use crate::support::{CHUNK, Rng, read};
 use crate::volume::Volume;
 use crate::world::{Event, FileId};
@@ -30,6 +30,28 @@ pub enum Op {
     Rename(usize, usize),
     Mtime(usize),
     Rewrap(usize),
+}
+
+impl Op {
+    /// The slot that must hold a file.
+    fn slot(self) -> Option<usize> {
+        match self {
+            Self::Create(_) | Self::Checkpoint(_) => None,
+            Self::Write(slot, ..)
+            | Self::Append(slot, _)
+            | Self::Truncate(slot, _)
+            | Self::Punch(slot, ..)
+            | Self::Allocate(slot, ..)
+            | Self::Commit(slot)
+            | Self::Fsync(slot)
+            | Self::Reopen(slot)
+            | Self::Unlink(slot)
+            | Self::UnlinkOpen(slot)
+            | Self::Rename(slot, _)
+            | Self::Mtime(slot)
+            | Self::Rewrap(slot) => Some(slot),
+        }
+    }
 }
 
 pub struct Slot {
@@ -147,6 +169,9 @@ impl Runner {
 
     /// Does an operation; one on a file that is not there creates it first.
     pub fn run(&mut self, op: Op) -> Result<(), StoreError> {
+        if self.faulty && op.slot().is_some_and(|slot| !self.has(slot)) {
+            return Ok(());
+        }
         self.disk.mark(Mark::Op(format!("{op:?}").into()));
         let done = self.run_unmarked(op);
         if let Err(error) = &done {
@@ -237,7 +262,7 @@ impl Runner {
             file.look()?;
         }
         if committed {
-            disk.mark(Mark::End { file: file.id, states, done: false });
+            disk.mark(Mark::End { file: file.id, states, which: Which::Some });
         } else if done.is_ok() {
             disk.amend(begin, Mark::Nothing);
         }
@@ -258,10 +283,10 @@ impl Runner {
         let moved = file.generation() != before;
         if done.is_err() && !moved {
             file.unsure = true;
-            disk.mark(Mark::End { file: file.id, states, done: false });
+            disk.mark(Mark::End { file: file.id, states, which: Which::Maybe });
         } else if moved || file.unsure {
             file.unsure &= done.is_err();
-            disk.mark(Mark::End { file: file.id, states, done: true });
+            disk.mark(Mark::End { file: file.id, states, which: Which::All });
         } else {
             disk.amend(begin, Mark::Nothing);
         }
@@ -379,7 +404,8 @@ impl Runner {
         let recipients = vec![crate::support::recipient()];
         let done = rewrap_header(&volume.ctx, &*file.log, Some(recipients), None);
         file.wrap -= u64::from(done.is_err());
-        disk.mark(Mark::End { file: file.id, states, done: done.is_ok() });
+        let which = if done.is_ok() { Which::All } else { Which::Maybe };
+        disk.mark(Mark::End { file: file.id, states, which });
         let (content, wrap) = volume.open(file.log.clone(), true)?;
         file.content = Some(content);
         assert!(wrap == file.wrap || done.is_err(), "wrap epoch {wrap}");
