@@ -7,6 +7,7 @@ mod crash;
 mod disk;
 mod explore;
 mod faults;
+mod flushes;
 #[allow(dead_code)]
 #[path = "../store/mem.rs"]
 mod mem;
