@@ -114,7 +114,7 @@ pub fn run(seed: u64) -> Result<(), String> {
     let mut rng = Rng(seed ^ 0xbac);
     let volume = Volume::random(&mut rng);
     let (world, oracle) = (World::default(), Oracle::default());
-    let recording = mount(&volume, Recovered { world, oracle, files: vec![] }, &mut rng);
+    let recording = mount(&volume, Recovered { world, oracle, files: vec![] }, false, &mut rng);
     let all = moments(&recording);
     for n in 0..BACKUPS {
         back_up(&volume, &all, n % 2 == 1, &mut rng).map_err(|e| format!("seed {seed}: {e}"))?;

@@ -33,6 +33,11 @@ pub struct SimDisk(Arc<Mutex<Inner>>);
 impl Inner {
     /// Does the event, unless a fault is due; returns the error then.
     fn enter(&mut self, event: Event) -> io::Result<()> {
+        if let Event::Sync { file } = &event
+            && std::mem::take(&mut self.world.files[*file].error)
+        {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         if let Some(fault) = &mut self.fault {
             if fault.after > 0 {
                 fault.after -= 1;

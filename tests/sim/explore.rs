@@ -195,10 +195,11 @@ fn after(world: World, outcome: Outcome, oracle: &Oracle, snaps: Snaps) -> Recov
             states.extend(known.flight.iter().chain(&last).cloned());
             let last = if snap.is_some() { last } else { known.last.clone() };
             let (firm, gone, flight) = (known.firm, known.gone, Vec::new());
-            next.0.insert(id, Known { firm, gone, states, last, flight });
+            next.0.insert(id, Known { firm, gone, states, last, flight, broken: known.broken });
         } else if snap.is_some() {
             let (firm, gone, flight) = (true, false, Vec::new());
-            next.0.insert(id, Known { firm, gone, states: last.clone(), last, flight });
+            let states = last.clone();
+            next.0.insert(id, Known { firm, gone, states, last, flight, broken: false });
         } else {
             // Damaged, and never firm: it may be what it was meant to be, with holes.
             let states = known.states.iter().chain(&known.flight).cloned().collect();

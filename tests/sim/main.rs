@@ -4,6 +4,7 @@
 mod backup;
 mod check;
 mod crash;
+mod damage;
 mod disk;
 mod explore;
 mod faults;
@@ -23,6 +24,7 @@ mod short;
 #[allow(dead_code)]
 #[path = "../store/support.rs"]
 mod support;
+mod threads;
 mod volume;
 mod world;
 

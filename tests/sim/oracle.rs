@@ -60,6 +60,10 @@ pub enum Mark {
     Gone {
         file: FileId,
     },
+    /// A flush of it failed, and the caller knows: nothing makes it firm any more.
+    Broken {
+        file: FileId,
+    },
 }
 
 /// What is known of one file.
@@ -68,6 +72,7 @@ pub struct Known {
     /// It must be there.
     pub firm: bool,
     pub gone: bool,
+    pub broken: bool,
     /// Committed states, from the firm one on.
     pub states: Vec<Snap>,
     /// Which of them may be the newest.
@@ -93,7 +98,7 @@ pub fn is_journal(name: &str) -> bool {
 
 impl Known {
     fn make_firm(&mut self) {
-        if !self.last.is_empty() {
+        if !self.last.is_empty() && !self.broken {
             self.states = self.last.clone();
             self.firm = true;
         }
@@ -150,6 +155,7 @@ impl Oracle {
             }
             Mark::Firm { file } => self.0.entry(*file).or_default().make_firm(),
             Mark::FirmAll => self.0.values_mut().for_each(Known::make_firm),
+            Mark::Broken { file } => self.0.entry(*file).or_default().broken = true,
             Mark::Gone { file } => self.0.entry(*file).or_default().gone = true,
         }
     }

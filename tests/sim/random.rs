@@ -1,7 +1,7 @@
 //! Random workloads, stopped at random calls, recovered, continued, stopped again.
 
 use crate::crash::Outcome;
-use crate::disk::SimDisk;
+use crate::disk::{Fault, SimDisk};
 use crate::explore::{Inner, Recording, Recovered, points};
 use crate::oracle::{Mark, Oracle, is_journal};
 use crate::runner::{Op, Runner};
@@ -29,8 +29,9 @@ fn length(rng: &mut Rng) -> usize {
     len - rng.below(2) as usize * (len / 3)
 }
 
-fn random_op(runner: &mut Runner) -> Op {
-    let slot = runner.rng.below(5) as usize;
+/// An operation on one of the slots.
+pub fn random_op(runner: &mut Runner, slots: &[usize]) -> Op {
+    let slot = runner.rng.pick(slots);
     let rng = &mut runner.rng;
     let Some(file) = &runner.slots[slot] else { return Op::Create(slot) };
     let size = file.model.size;
@@ -53,10 +54,15 @@ fn random_op(runner: &mut Runner) -> Op {
         58 => Op::Unlink(slot),
         59 => Op::UnlinkOpen(slot),
         60 => Op::Create(slot),
-        61 => Op::Rename(slot, rng.below(5) as usize),
+        61 => Op::Rename(slot, rng.pick(slots)),
         62 => Op::Mtime(slot),
         _ => Op::Rewrap(slot),
     }
+}
+
+fn random_fault(rng: &mut Rng) -> Fault {
+    let (after, times) = (rng.below(12), rng.pick(&[0, 1, 1, 2, 5, 40]));
+    Fault { after, times, errno: rng.pick(&[5, 28]) }
 }
 
 /// Removes what recovery left unreadable.
@@ -69,14 +75,18 @@ fn clear(disk: &SimDisk, files: &[(usize, usize, crate::oracle::Snap)]) {
     }
 }
 
-pub fn mount(volume: &Volume, from: Recovered, rng: &mut Rng) -> Recording {
+pub fn mount(volume: &Volume, from: Recovered, faults: bool, rng: &mut Rng) -> Recording {
     let Recovered { world, oracle, files } = from;
     let disk = SimDisk::new(world.clone());
     clear(&disk, &files);
     let mut runner = Runner::new(volume, disk, rng.next(), files);
+    runner.faulty = faults;
     for _ in 0..10 + rng.below(60) {
-        let op = random_op(&mut runner);
-        runner.run(op).unwrap();
+        let op = random_op(&mut runner, &[0, 1, 2, 3, 4]);
+        if faults && runner.rng.below(8) == 0 {
+            runner.disk.set_fault(Some(random_fault(&mut runner.rng)));
+        }
+        let _ = runner.run(op);
         if rng.below(4) == 0 {
             runner.compare();
         }
@@ -85,14 +95,14 @@ pub fn mount(volume: &Volume, from: Recovered, rng: &mut Rng) -> Recording {
 }
 
 /// One run; returns how many crashes it tried.
-pub fn run(seed: u64) -> Result<usize, String> {
+pub fn run(seed: u64, faults: bool) -> Result<usize, String> {
     let mut rng = Rng(seed);
     let volume = Volume::random(&mut rng);
     let (world, oracle) = (World::default(), Oracle::default());
     let mut state = Recovered { world, oracle, files: Vec::new() };
     let mut total = 0;
     for _ in 0..MOUNTS {
-        let recording = mount(&volume, state, &mut rng);
+        let recording = mount(&volume, state, faults, &mut rng);
         let all = points(&recording.log);
         let mut at: Vec<usize> = (0..CRASHES).map(|_| rng.pick(&all)).collect();
         at.sort();
@@ -105,12 +115,13 @@ pub fn run(seed: u64) -> Result<usize, String> {
     Ok(total)
 }
 
-/// [`run`], with panics as failures.
+/// [`run`], with panics as failures; every fourth with faults.
 pub fn run_safely(seed: u64) -> Result<usize, String> {
-    let done = catch_unwind(AssertUnwindSafe(|| run(seed))).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        Err(text.or(panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default())
-    });
+    let done =
+        catch_unwind(AssertUnwindSafe(|| run(seed, seed % 4 == 0))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Err(text.or(panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default())
+        });
     done.map_err(|e| format!("seed {seed}: {e}"))
 }
 

@@ -62,6 +62,8 @@ pub struct Slot {
     wrap: u64,
     /// An operation failed: what is committed is not exactly known.
     unsure: bool,
+    /// A flush failed: it goes on failing until it is opened anew, which this workload does not do.
+    broken: bool,
 }
 
 pub struct Runner {
@@ -135,6 +137,17 @@ impl Runner {
         known: Vec<(usize, FileId, Snap)>,
     ) -> Self {
         let journal = volume.journal(&disk);
+        Self::with_journal(volume, disk, journal, seed, known)
+    }
+
+    /// [`Self::new`] beside others that share the journal.
+    pub fn with_journal(
+        volume: &Volume,
+        disk: SimDisk,
+        journal: Arc<Journal>,
+        seed: u64,
+        known: Vec<(usize, FileId, Snap)>,
+    ) -> Self {
         let mut runner = Self {
             volume: volume.clone(),
             disk,
@@ -147,9 +160,10 @@ impl Runner {
         for (slot, id, snap) in known {
             let log = runner.log_of(id, slot, true);
             let (content, wrap) = volume.open(log.clone(), true).unwrap();
-            let (model, unsure) = (snap.content.clone(), false);
+            let model = snap.content.clone();
             let content = Some(content);
-            runner.slots[slot] = Some(Slot { id, content, log, model, wrap, unsure });
+            runner.slots[slot] =
+                Some(Slot { id, content, log, model, wrap, unsure: false, broken: false });
         }
         runner
     }
@@ -222,7 +236,8 @@ impl Runner {
         let log = self.log_of(id, slot, false);
         let content = Some(self.volume.create(log.clone()));
         let model = Model::default();
-        self.slots[slot] = Some(Slot { id, content, log, model, wrap: 0, unsure: false });
+        self.slots[slot] =
+            Some(Slot { id, content, log, model, wrap: 0, unsure: false, broken: false });
         Ok(())
     }
 
@@ -281,11 +296,11 @@ impl Runner {
         let begin = disk.mark(Mark::Begin { file: file.id, states: states.clone() });
         let done = does(file.content());
         let moved = file.generation() != before;
-        if done.is_err() && !moved {
+        if done.is_err() {
             file.unsure = true;
             disk.mark(Mark::End { file: file.id, states, which: Which::Maybe });
-        } else if moved || file.unsure {
-            file.unsure &= done.is_err();
+        } else if moved || file.unsure && file.generation() > 0 {
+            file.unsure = false;
             disk.mark(Mark::End { file: file.id, states, which: Which::All });
         } else {
             disk.amend(begin, Mark::Nothing);
@@ -294,10 +309,11 @@ impl Runner {
     }
 
     fn fsync(&mut self, slot: usize) -> Result<(), StoreError> {
-        self.commit(slot, Content::sync)?;
+        let done = self.commit(slot, Content::sync);
         let file = self.file(slot).id;
-        self.disk.mark(Mark::Firm { file });
-        Ok(())
+        self.file(slot).broken |= done.is_err();
+        self.disk.mark(if done.is_ok() { Mark::Firm { file } } else { Mark::Broken { file } });
+        done
     }
 
     fn checkpoint(&mut self, whole: bool) -> Result<(), StoreError> {
@@ -311,7 +327,8 @@ impl Runner {
     fn reopen(&mut self, slot: usize) -> Result<(), StoreError> {
         self.commit(slot, Content::commit)?;
         let file = self.file(slot);
-        if file.content().is_pending() || file.generation() == 0 || file.content().is_dirty() {
+        let content = file.content();
+        if content.is_pending() || file.generation() == 0 || content.is_dirty() || file.broken {
             return Ok(());
         }
         let id = file.id;

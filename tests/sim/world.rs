@@ -158,6 +158,8 @@ pub struct SimFile {
     pub volatile: Vec<Change>,
     /// So many of `volatile` were dropped by a failed flush: read back, but never written.
     pub dropped: usize,
+    /// The next flush reports the failure of an earlier one, of everything.
+    pub error: bool,
     /// Number of the creation among all namespace operations, until it is durable.
     pub created: Option<usize>,
 }
@@ -236,7 +238,10 @@ impl World {
                 self.files[*file].dropped = self.files[*file].volatile.len();
             }
             Event::FailedSyncAll => {
-                self.files.iter_mut().for_each(|f| f.dropped = f.volatile.len());
+                for file in &mut self.files {
+                    file.dropped = file.volatile.len();
+                    file.error = file.dropped > 0;
+                }
             }
             Event::SyncAll => {
                 self.flush_names(self.ns.len());
