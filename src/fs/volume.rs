@@ -402,6 +402,8 @@ impl Volume {
             keep_times(&self.root, || {
                 backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())
             })?;
+            // Before anything changes: without the marker sizes would not be looked into.
+            rustix::fs::fsync(&*self.root)?;
             self.firm.nothing_known();
         }
         if self.unclean {

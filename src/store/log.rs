@@ -339,6 +339,11 @@ impl FileLog {
         }
     }
 
+    /// Number of the last record.
+    pub(super) fn last(&self) -> u64 {
+        self.pending.read().last
+    }
+
     pub(super) fn object(&self) -> Option<ObjectId> {
         *self.object.lock()
     }

@@ -13,11 +13,14 @@ use super::mutation::{Mutation, made};
 use super::pending::Pending;
 use super::{Storage, StoreError};
 use crate::format::journal::{ALIGN, Change, Fresh, Head, RECORD_MAX, Record};
-use crate::format::{BLOCK, FormatError, ObjectId};
+use crate::format::{BLOCK, ObjectId};
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
 
 /// Finds backing files by what a record says.
 pub trait Locate {
@@ -125,7 +128,7 @@ pub fn recover(
 }
 
 /// Recovers one journal of a volume that is about to be written: brings its files to their newest
-/// states, flushes everything, and only then removes the journal. A stop in between leaves it to be
+/// states once the records are firm, flushes everything, and only then removes the journal. A stop in between leaves it to be
 /// done again.
 pub fn replay(
     ctx: &VolumeContext,
@@ -135,6 +138,10 @@ pub fn replay(
     locate: &dyn Locate,
 ) -> Result<Report, StoreError> {
     let (files, report) = recover(ctx, journal, locate)?;
+    if !files.is_empty() && !made(Mutation::ReplayBeforeFirm) {
+        // After a mere kill the records and what they rely on may not be on disk yet.
+        medium.sync_all()?;
+    }
     files.iter().try_for_each(Recovered::write_in_place)?;
     if !made(Mutation::RemoveBeforeFlush) {
         medium.sync_all()?;
@@ -145,13 +152,14 @@ pub fn replay(
     Ok(report)
 }
 
-/// Was this journal ever in use? A stop while it was being made leaves bytes that say nothing.
+/// Was this journal never in use? A stop while it was being made leaves a head of which a part was
+/// never written, and no record: the head is flushed before the first.
 pub fn is_unused(journal: &dyn Storage) -> io::Result<bool> {
     let mut bytes = vec![0; BLOCK];
     let len = journal.read_at(&mut bytes, 0)?;
-    let rest = journal.len()?;
-    let zero = crate::format::bytes::is_zero(&bytes[..len]);
-    Ok(zero && (rest as usize <= BLOCK || no_record(journal, rest)?))
+    let unwritten = |part: &[u8]| crate::format::bytes::is_zero(part);
+    let torn = unwritten(&bytes[..SECTOR]) || unwritten(&bytes[BLOCK - SECTOR..]);
+    Ok((len < BLOCK || torn) && no_record(journal, journal.len()?)?)
 }
 
 fn no_record(journal: &dyn Storage, len: u64) -> io::Result<bool> {
@@ -300,7 +308,8 @@ fn replaces(record: &Record<'_>, block: &Range<u64>) -> bool {
 }
 
 /// Do records behind the end of the run tell of some that had been flushed and are not readable?
-/// Records of an earlier round tell nothing: their files are as new as they are.
+/// Those with larger numbers are of the same round. Records of an earlier round tell nothing: their
+/// files are as new as they are.
 fn is_damaged(
     ctx: &VolumeContext,
     locate: &dyn Locate,
@@ -308,16 +317,15 @@ fn is_damaged(
     last: u64,
 ) -> Result<bool, StoreError> {
     let firm = behind.iter().map(|r| r.firm).max().unwrap_or(0);
-    if behind.iter().any(|r| r.number > last && last > 0) && firm > last {
-        return Ok(true);
+    if last > 0 {
+        return Ok(firm > last);
     }
-    for record in behind.iter().filter(|r| r.number <= firm && last == 0) {
+    for record in behind.iter().filter(|r| r.number <= firm) {
         let Some(found) = locate.open(record.object, record.ino, &record.path)? else { continue };
         match Content::read_header(ctx, &*found.storage) {
             Ok(header) if header.generation < record.generation => return Ok(true),
-            Ok(_) | Err(StoreError::Header(FormatError::Mac)) => {}
             Err(StoreError::Io(e)) => return Err(e.into()),
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(false)
