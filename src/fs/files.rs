@@ -76,6 +76,7 @@ impl Volume {
     /// and counts one user of it. `drop_content` is the other half.
     pub(super) fn hold_content(&self, inode: &Arc<Inode>, write: bool) -> FsResult<()> {
         let _opening = inode.opening.lock();
+        let _others = self.opening_files.read();
         let (content, storage) = {
             let mut file = inode.file.lock();
             if Self::is_open_enough(&file, write) {

@@ -7,12 +7,12 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::attr::FileKind;
@@ -267,7 +267,11 @@ impl<'a> Finder<'a> {
         if let Some(tree) = &*self.tree.borrow() {
             return Ok(tree.clone());
         }
-        let tree = Rc::new(regular_files(self.root)?);
+        let mut files = Vec::new();
+        walk_regular(self.root, &mut |_, _, st, path| {
+            files.push((st.st_ino, path.as_os_str().as_bytes().to_vec()));
+        })?;
+        let tree = Rc::new(files);
         *self.tree.borrow_mut() = Some(tree.clone());
         Ok(tree)
     }
@@ -329,9 +333,11 @@ fn open_regular(dir: &OwnedFd, entry: &[u8], write: bool) -> FsResult<Option<Loc
     Ok(Some(Located { storage: Arc::new(FileStorage(file)), ino }))
 }
 
-/// Inode numbers and paths of all regular files. Holds one descriptor per level of the tree.
-fn regular_files(root: &OwnedFd) -> FsResult<Vec<(u64, Vec<u8>)>> {
-    let mut files = Vec::new();
+/// Called with the directory, the entry, its attributes, and its path from the root.
+pub(super) type OnFile<'a> = dyn FnMut(&OwnedFd, &[u8], &Stat, &Path) + 'a;
+
+/// Walks over all regular files of the backing tree. Holds one descriptor per level of the tree.
+pub(super) fn walk_regular(root: &OwnedFd, visit: &mut OnFile<'_>) -> FsResult<()> {
     let top = Arc::new(backing::open_dir(root)?);
     let mut stack = vec![(top, b".".to_vec(), PathBuf::new())];
     while let Some((parent, entry, path)) = stack.pop() {
@@ -343,12 +349,10 @@ fn regular_files(root: &OwnedFd) -> FsResult<Vec<(u64, Vec<u8>)>> {
             let below = path.join(OsStr::from_bytes(&raw.name));
             match FileKind::from_mode(st.st_mode) {
                 Some(FileKind::Directory) => stack.push((dir.clone(), raw.name, below)),
-                Some(FileKind::Regular) => {
-                    files.push((st.st_ino, below.into_os_string().into_vec()));
-                }
+                Some(FileKind::Regular) => visit(&dir, &raw.name, &st, &below),
                 _ => {}
             }
         }
     }
-    Ok(files)
+    Ok(())
 }
