@@ -100,7 +100,7 @@ pub struct Record<'a> {
     pub object: ObjectId,
     /// Inode number of its backing file.
     pub ino: u64,
-    /// Generation of the state this one follows.
+    /// Generation of the state this one follows; 0 = the empty file without a header.
     pub base: u64,
     /// Generation of this state; equal to `base` when only keys or times changed.
     pub generation: u64,
@@ -209,7 +209,8 @@ impl<'a> Record<'a> {
         if !r.is_done() {
             return Err(FormatError::Field("journal record end"));
         }
-        if base == 0 || generation < base || generation > base + 1 {
+        let follows = generation == base + 1 || generation == base && base > 0;
+        if base == u64::MAX || !follows {
             return Err(FormatError::Field("journal record generation"));
         }
         Ok(Self {

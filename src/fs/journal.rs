@@ -25,7 +25,7 @@ use super::volume::keep_times;
 use crate::format::ObjectId;
 use crate::store::content::VolumeContext;
 use crate::store::journal::JOURNAL_PREFIX;
-use crate::store::recover::{self, Locate, Located, Report, object_of};
+use crate::store::recover::{self, Locate, Located, Report, is_unwritten, object_of};
 use crate::store::{FileLog, FileStorage, Journal, Medium, Storage, StoreError, Whereabouts};
 
 /// The backing root as the journal sees it.
@@ -100,6 +100,11 @@ pub struct Recovery {
 }
 
 impl Recovery {
+    /// Backing length of a file in its newest state, when `len` is that of the backing file.
+    pub fn shown_len(&self, ino: u64, len: u64) -> u64 {
+        self.views.get(&ino).map_or(len, |view| view.pending_len().unwrap_or(0))
+    }
+
     /// Did anything have to be done, or told?
     pub fn is_empty(&self) -> bool {
         self.reports.is_empty() && self.refused.is_empty()
@@ -292,6 +297,16 @@ impl<'a> Finder<'a> {
         at.map_or(Ok(None), |at| self.is_at(object, &tree[at].1))
     }
 
+    /// The file at `path`, if it has this number and no header ever reached it.
+    fn unwritten_at(&self, ino: u64, path: &[u8]) -> FsResult<Option<Located>> {
+        let found = self.by_path(path, false)?.filter(|found| found.ino == ino);
+        let Some(found) = found else { return Ok(None) };
+        if found.storage.is_empty()? || !is_unwritten(&*found.storage)? {
+            return Ok(None);
+        }
+        if self.write { self.by_path(path, true) } else { Ok(Some(found)) }
+    }
+
     fn find(&self, object: ObjectId, ino: u64, path: &[u8]) -> FsResult<Option<Located>> {
         if let Some(found) = self.is_at(object, path)? {
             if found.ino != ino {
@@ -312,10 +327,18 @@ impl<'a> Finder<'a> {
 
 impl Locate for Finder<'_> {
     fn open(&self, object: ObjectId, ino: u64, path: &[u8]) -> io::Result<Option<Located>> {
-        self.find(object, ino, path).map_err(|e| match e {
-            FsError::Errno(errno) => io::Error::from_raw_os_error(errno),
-            other => io::Error::other(other.to_string()),
-        })
+        self.find(object, ino, path).map_err(io_error)
+    }
+
+    fn unwritten(&self, ino: u64, path: &[u8]) -> io::Result<Option<Located>> {
+        self.unwritten_at(ino, path).map_err(io_error)
+    }
+}
+
+fn io_error(error: FsError) -> io::Error {
+    match error {
+        FsError::Errno(errno) => io::Error::from_raw_os_error(errno),
+        other => io::Error::other(other.to_string()),
     }
 }
 

@@ -16,6 +16,7 @@ use super::backing;
 use super::error::FsResult;
 use super::journal::walk_regular;
 use super::volume::{SESSION_NAME, Volume};
+use crate::store::recover::is_unwritten;
 use crate::store::{Content, FileStorage, Storage, StoreError};
 
 /// Clocks may have been put back a little since the marker was made, seconds.
@@ -61,6 +62,11 @@ impl Volume {
         let storage = FileStorage(backing::open_file(dir, entry, false)?);
         let header = match Content::read_header(&self.ctx, &storage) {
             Ok(header) => header,
+            // Growth of a file that was never committed.
+            Err(StoreError::Header(_)) if is_unwritten(&storage)? => {
+                FileStorage(backing::open_file(dir, entry, true)?).set_len(0)?;
+                return Ok(true);
+            }
             // Damage is for whoever reads it; no length would be right.
             Err(StoreError::Header(_)) => return Ok(true),
             Err(error) => return Err(error.into()),

@@ -282,7 +282,10 @@ impl Volume {
         }
         self.commit_open()?;
         if self.lengths_are_right() {
-            self.flush_backing()?;
+            if self.unclean {
+                // The new lengths before the marker goes.
+                self.flush_backing()?;
+            }
             keep_times(&self.root, || {
                 rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())
             })?;

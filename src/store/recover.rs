@@ -27,6 +27,9 @@ pub trait Locate {
     /// The backing file of this object, if it is there: [`object_of`] must say so. `ino` and `path`
     /// are hints; `None` once the file has been removed.
     fn open(&self, object: ObjectId, ino: u64, path: &[u8]) -> io::Result<Option<Located>>;
+    /// The backing file that stands exactly where the hints say, if it is not empty and
+    /// [`is_unwritten`] says that nothing of a header has ever reached it.
+    fn unwritten(&self, ino: u64, path: &[u8]) -> io::Result<Option<Located>>;
 }
 
 /// A backing file that was found.
@@ -45,6 +48,14 @@ pub fn object_of(ctx: &VolumeContext, storage: &dyn Storage) -> Option<ObjectId>
     let ours = len == start.len() && start[16..32] == ctx.volume.0;
     let object = start.last_chunk::<16>()?;
     (ours && *object != [0; 16]).then_some(ObjectId(*object))
+}
+
+/// Has no header ever reached this backing file, whatever its length? Headers are written whole and a
+/// disk writes sectors whole, so the first one shows it.
+pub fn is_unwritten(storage: &dyn Storage) -> io::Result<bool> {
+    let mut start = [0; SECTOR];
+    let len = storage.read_at(&mut start, 0)?;
+    Ok(crate::format::bytes::is_zero(&start[..len]))
 }
 
 /// What was found in a journal, and done with it.
@@ -71,6 +82,7 @@ pub struct Recovered {
     /// Inode number.
     pub ino: u64,
     storage: Arc<dyn Storage>,
+    /// Empty: the file is to be empty.
     pending: Pending,
 }
 
@@ -78,6 +90,9 @@ impl Recovered {
     /// Writes the newest state to its place; the caller flushes before the journal goes.
     pub fn write_in_place(&self) -> io::Result<()> {
         let storage = &*self.storage;
+        if self.pending.is_empty() {
+            return storage.set_len(0);
+        }
         self.pending.write_images(storage)?;
         self.pending.fit_len(storage, 0)?;
         self.pending.finish(storage)
@@ -85,7 +100,40 @@ impl Recovered {
 
     /// The newest state as a file that can be read, with nothing written.
     pub fn view(self) -> Arc<FileLog> {
-        FileLog::view(self.storage, self.pending)
+        match self.pending.is_empty() {
+            true => FileLog::view(Arc::new(Nothing), self.pending),
+            false => FileLog::view(self.storage, self.pending),
+        }
+    }
+}
+
+/// An empty file that cannot be written.
+struct Nothing;
+
+impl Storage for Nothing {
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Ok(0)
+    }
+    fn write_at(&self, _: &[io::IoSlice<'_>], _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn reserve(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_mtime(&self, _: (i64, u32)) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -119,7 +167,7 @@ pub fn recover(
         let located = locate.open(records[0].object, records[0].ino, &records[0].path)?;
         match located {
             Some(located) => found.extend(decide(ctx, located, &records, &mut report)?),
-            None => report.missing += 1,
+            None => found.extend(never_written(locate, &records, &mut report)?),
         }
     }
     report.damaged = is_damaged(ctx, locate, &scan.behind, last)?;
@@ -219,6 +267,9 @@ fn decide(
     records: &[Record<'_>],
     report: &mut Report,
 ) -> Result<Option<Recovered>, StoreError> {
+    // A first commit that failed and was tried again begins anew.
+    let start = records.iter().rposition(|r| r.base == 0).unwrap_or(0);
+    let records = &records[start..];
     let path = || records.iter().rev().find(|r| !r.path.is_empty()).map(|r| r.path.clone());
     let path = path().unwrap_or_default();
     let (first, last) = (&records[0], &records[records.len() - 1]);
@@ -245,12 +296,34 @@ fn decide(
     for record in &records[skip..keep] {
         pending.add(record)?;
     }
-    if pending.is_empty() || generation.is_some_and(|g| g > pending.generation) {
+    let was_empty = pending.is_empty() && first.base == 0 && generation.is_none_or(|g| g <= 1);
+    let is_newer = pending.is_empty() || generation.is_some_and(|g| g > pending.generation);
+    if is_newer && !was_empty {
         return Ok(None);
     }
     report.replayed.push(path);
     let Located { storage, ino } = located;
     Ok(Some(Recovered { object: first.object, ino, storage, pending }))
+}
+
+/// A file that the records of its first commits do not find: nothing of its header has reached the
+/// disk, and it is to be empty again; or it has been removed.
+fn never_written(
+    locate: &dyn Locate,
+    records: &[Record<'_>],
+    report: &mut Report,
+) -> io::Result<Option<Recovered>> {
+    let first = &records[0];
+    let located = match first.base {
+        0 => locate.unwritten(first.ino, &first.path)?,
+        _ => None,
+    };
+    let Some(Located { storage, ino }) = located else {
+        report.missing += u64::from(first.base > 0);
+        return Ok(None);
+    };
+    report.dropped += records.len() as u64;
+    Ok(Some(Recovered { object: first.object, ino, storage, pending: Pending::default() }))
 }
 
 /// How many records follow each other without a state missing in between.

@@ -3,7 +3,7 @@
 use crate::oracle::Mark;
 use crate::world::{Event, FileId, World};
 use kmsfs::store::content::VolumeContext;
-use kmsfs::store::recover::{Locate, Located, object_of};
+use kmsfs::store::recover::{Locate, Located, is_unwritten, object_of};
 use kmsfs::store::{Medium, Storage};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -203,6 +203,17 @@ impl Locate for Finder {
             let storage = self.disk.file(*id);
             if object_of(&self.ctx, &*storage) == Some(object) {
                 return Ok(Some(Located { ino: self.disk.ino(*id), storage }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn unwritten(&self, ino: u64, path: &[u8]) -> io::Result<Option<Located>> {
+        for (name, id) in self.disk.names() {
+            let storage = self.disk.file(id);
+            let stands = name.as_bytes() == path && self.disk.ino(id) == ino;
+            if stands && storage.len()? > 0 && is_unwritten(&*storage)? {
+                return Ok(Some(Located { ino, storage }));
             }
         }
         Ok(None)
