@@ -212,6 +212,9 @@ impl FileLog {
         }
         self.make_mistakes(commit)?;
         if let Some(header) = commit.first {
+            // With half of a header in it the file is not empty any more, and only the record tells
+            // that it was.
+            journal.flush_to(record.number)?;
             let written = self.storage.write_at(&[IoSlice::new(header)], 0);
             self.changed();
             written?;
