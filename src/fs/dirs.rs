@@ -212,7 +212,7 @@ impl Volume {
         }
     }
 
-    fn read_dir_id(&self, handle: &DirHandle) -> FsResult<DirId> {
+    pub(super) fn read_dir_id(&self, handle: &DirHandle) -> FsResult<DirId> {
         let bytes = backing::read_small(handle, DIR_FILE, dirfile::DIRFILE_LEN)?
             .ok_or_else(|| FsError::Damaged("directory has lost its kmsfs.dir".into()))?;
         dirfile::decode(&bytes, |m, mac| self.keys.directory_mac_ok(m, mac))

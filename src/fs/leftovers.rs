@@ -12,7 +12,7 @@
 //! opened, and by a walk in the background. The marker goes at the end of a session in which the walk
 //! has come through. Every file that is emptied is logged.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,10 +24,10 @@ use super::error::FsResult;
 use super::files::{NOW, OMIT};
 use super::inode::Inode;
 use super::journal::walk_regular;
-use super::names::DIR_FILE;
+use super::names::{DIR_FILE, Listed};
 use super::volume::{SESSION_NAME, Volume};
 use crate::format::header::Header;
-use crate::store::recover::is_unwritten;
+use crate::store::recover::{is_unwritten, object_of};
 use crate::store::{Content, FileStorage, Storage, StoreError};
 
 /// Clocks may have been put back a little since the marker was made, seconds.
@@ -54,7 +54,7 @@ impl Volume {
             if st.st_ctime < self.clean_until.0.saturating_sub(SLACK) || st.st_size == 0 {
                 return;
             }
-            match self.mend(dir, entry, st) {
+            match self.mend_ours(dir, entry, st) {
                 Ok(done) => all &= done,
                 Err(error) => {
                     log::warn!("{}: not looked into after the crash: {error}", path.display());
@@ -100,6 +100,18 @@ impl Volume {
         }
     }
 
+    /// [`Self::mend`] for what a walk finds: only what has a name of ours is touched.
+    fn mend_ours(&self, dir: &OwnedFd, entry: &[u8], st: &Stat) -> FsResult<bool> {
+        let handle = DirHandle(dir.try_clone()?);
+        let id = self.read_dir_id(&handle).ok();
+        let ours = match self.codec().listed(id, entry) {
+            Listed::Name(_) => true,
+            Listed::Long => self.read_long_name(&handle, id, entry).is_ok(),
+            Listed::Dot | Listed::Helper | Listed::Unreadable => false,
+        };
+        if ours { self.mend(dir, entry, st) } else { Ok(true) }
+    }
+
     /// Puts one file right; false if it is open and has to wait for the end of the session.
     fn mend(&self, dir: impl AsFd, entry: &[u8], st: &Stat) -> FsResult<bool> {
         let dir = dir.as_fd();
@@ -134,7 +146,11 @@ impl Volume {
             Ok(header) => header,
             // Growth of a file that was never committed.
             Err(StoreError::Header(_)) if is_unwritten(&**storage)? => return Ok(State::Long(0)),
-            Err(error @ StoreError::Header(_)) if is_new() => return Ok(State::Torn(error)),
+            Err(error @ StoreError::Header(_))
+                if object_of(&self.ctx, &**storage).is_some() && is_new() =>
+            {
+                return Ok(State::Torn(error));
+            }
             // Damage is for whoever reads it; no length would be right.
             Err(StoreError::Header(_)) => return Ok(State::Fits),
             Err(error) => return Err(error.into()),
