@@ -219,7 +219,7 @@ impl Volume {
             .map_err(|e| FsError::Damaged(format!("kmsfs.dir: {e}")))
     }
 
-    fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {
+    pub(super) fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {
         let codec = self.codec();
         let entries = backing::list(handle)?;
         Ok(entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)))
