@@ -167,7 +167,9 @@ impl Volume {
             Some(FileKind::Directory) => {
                 let below = DirHandle(backing::open_path(dir, entry)?);
                 if !self.holds_only_helpers(&below)? && self.mend_directory(&below)? {
-                    self.write_dir_file(&below, DirId(crypto::random_array()))?;
+                    let above = rustix::fs::fstat(dir)?.st_ino;
+                    let at = (self.show_ino(st.st_ino), self.show_ino(above));
+                    self.write_dir_file(&below, at, DirId(crypto::random_array()))?;
                 }
                 Ok(Mended::Yes)
             }
