@@ -42,6 +42,13 @@ pub(super) struct Commit<'a> {
     pub mtime: Option<Time>,
 }
 
+impl Commit<'_> {
+    /// Or only keys or times? What was written in place belongs to the next state of the content.
+    fn is_content(&self) -> bool {
+        self.generation > self.base
+    }
+}
+
 /// Checksum of a fresh block.
 #[derive(Clone, Copy)]
 struct Sum {
@@ -67,6 +74,8 @@ pub struct FileLog {
     storage: Arc<dyn Storage>,
     place: Option<Box<dyn Whereabouts>>,
     me: Weak<FileLog>,
+    /// Held while a commit is made: one for the time only repeats what the last one said.
+    turn: Mutex<()>,
     /// Identity of the last commit, for records without content.
     object: Mutex<Option<ObjectId>>,
     pending: RwLock<Pending>,
@@ -111,6 +120,7 @@ impl FileLog {
             journal,
             storage,
             place,
+            turn: Mutex::default(),
             object: Mutex::default(),
             is_pending: AtomicBool::new(!pending.is_empty()),
             pending: RwLock::new(pending),
@@ -178,6 +188,11 @@ impl FileLog {
 
     /// Appends a commit to the journal. On an error the state may be in the journal or not.
     pub(super) fn commit(&self, commit: Commit<'_>) -> io::Result<()> {
+        let _turn = self.turn.lock();
+        self.commit_in_turn(&commit)
+    }
+
+    fn commit_in_turn(&self, commit: &Commit<'_>) -> io::Result<()> {
         self.refuse_failed()?;
         let journal = self.journal()?;
         *self.object.lock() = Some(commit.object);
@@ -185,7 +200,7 @@ impl FileLog {
             self.flush_fresh()?;
         }
         for _ in 0..TRIES {
-            match self.try_commit(journal, &commit)? {
+            match self.try_commit(journal, commit)? {
                 Some(()) => return Ok(()),
                 None => journal.make_room()?,
             }
@@ -207,9 +222,11 @@ impl FileLog {
         debug_assert!(folded.is_ok(), "a record of our own");
         self.is_pending.store(true, Ordering::Release);
         drop(pending);
-        let mut loose = self.loose.lock();
-        loose.sums.clear();
-        loose.end = 0;
+        if commit.is_content() {
+            let mut loose = self.loose.lock();
+            loose.sums.clear();
+            loose.end = 0;
+        }
         Ok(Some(()))
     }
 
@@ -252,7 +269,7 @@ impl FileLog {
             len: commit.len,
             path,
             blocks: blocks.collect(),
-            fresh: self.fresh(commit),
+            fresh: if commit.is_content() { self.fresh(commit) } else { Vec::new() },
             freed: commit.freed.clone(),
         }
     }
@@ -436,6 +453,7 @@ impl Storage for FileLog {
         if !self.is_pending() {
             return self.storage.set_mtime(time);
         }
+        let _turn = self.turn.lock();
         let (generation, len) = {
             let pending = self.pending.read();
             (pending.generation, pending.len)
@@ -444,7 +462,8 @@ impl Storage for FileLog {
             return self.storage.set_mtime(time);
         };
         let (base, mtime) = (generation, Some(time));
-        self.commit(Commit { object, base, generation, blocks: &[], freed: vec![], len, mtime })
+        let (blocks, freed) = (&[][..], Vec::new());
+        self.commit_in_turn(&Commit { object, base, generation, blocks, freed, len, mtime })
     }
 
     /// Makes everything that was committed before the call firm.

@@ -178,7 +178,7 @@ pub fn outcome_of(
     out
 }
 
-fn len_after(change: &Change, len: u64) -> u64 {
+pub fn len_after(change: &Change, len: u64) -> u64 {
     match change {
         Change::Write { offset, data } => len.max(offset + data.len() as u64),
         Change::SetLen(new) => *new,

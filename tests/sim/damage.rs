@@ -123,7 +123,7 @@ fn a_gap_among_firm_records_is_reported() {
         let mut world = runner.disk.world();
         let journal = *world.names.iter().find(|(name, _)| is_journal(name)).unwrap().1;
         let file = &mut world.files[journal];
-        let start = [0, ends[0] - 0, ends[1], ends[3]][ruined];
+        let start = [ends[0], ends[1], ends[3]][ruined - 1];
         Arc::make_mut(&mut file.current).put(PAGE + start, b"ruined");
         let disk = SimDisk::new(world);
         let (_, reports) = volume.view(&disk).unwrap();

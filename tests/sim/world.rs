@@ -39,6 +39,9 @@ pub enum Event {
         file: FileId,
     },
     FailedSyncAll,
+    DropCache {
+        file: FileId,
+    },
     SyncAll,
     Create {
         name: Arc<str>,
@@ -170,6 +173,27 @@ impl SimFile {
         self.volatile.push(change);
     }
 
+    /// What a failed flush dropped is not read back any more; its sizes are not dropped.
+    fn drop_cache(&mut self) {
+        let mut len = self.durable.len;
+        let mut left = Vec::new();
+        for (at, change) in std::mem::take(&mut self.volatile).into_iter().enumerate() {
+            let before = len;
+            len = crate::crash::len_after(&change, len);
+            match change {
+                Change::Write { .. } | Change::Punch { .. } if at < self.dropped => {
+                    left.extend((len != before).then_some(Change::SetLen(len)));
+                }
+                change => left.push(change),
+            }
+        }
+        self.dropped = 0;
+        let mut image = (*self.durable).clone();
+        left.iter().for_each(|change| change.apply(&mut image));
+        self.volatile = left;
+        self.current = Arc::new(image);
+    }
+
     fn sync(&mut self) {
         if self.dropped == 0 {
             self.durable = self.current.clone();
@@ -234,6 +258,7 @@ impl World {
                 self.files[*file].change(Change::Punch { offset: *offset, len: *len });
             }
             Event::Sync { file } => self.sync(*file),
+            Event::DropCache { file } => self.files[*file].drop_cache(),
             Event::FailedSync { file } => {
                 self.files[*file].dropped = self.files[*file].volatile.len();
             }
