@@ -382,6 +382,16 @@ impl FileLog {
     }
 }
 
+impl Drop for FileLog {
+    /// Whoever opens the file next shall see what is on disk, not what a failed flush left in memory:
+    /// flushing that again would succeed without writing it.
+    fn drop(&mut self) {
+        if self.failed.load(Ordering::Acquire) {
+            self.storage.drop_cache();
+        }
+    }
+}
+
 impl Fresh {
     /// Does the block at `offset` come right behind, all blocks so far being whole?
     fn is_followed_by(&self, offset: u64) -> bool {

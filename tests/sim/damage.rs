@@ -39,7 +39,7 @@ fn ruin(image: &mut Image, rng: &mut Rng) {
 type History = BTreeMap<FileId, Vec<Snap>>;
 
 fn remember(history: &mut History, oracle: &Oracle) {
-    for (id, known) in &oracle.0 {
+    for (id, known) in &oracle.files {
         let list = history.entry(*id).or_default();
         for snap in known.states.iter().chain(&known.flight) {
             if !list.iter().any(|s| Arc::ptr_eq(s, snap)) {
