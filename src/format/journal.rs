@@ -300,7 +300,7 @@ pub fn delta(old: &[u8], new: &[u8]) -> Option<Vec<u8>> {
     while let Some(start) = (at..new.len()).find(|i| old[*i] != new[*i]) {
         let mut end = start + 1;
         let mut same = 0;
-        for i in end..new.len() {
+        for i in start + 1..new.len() {
             if old[i] == new[i] {
                 same += 1;
                 if same > RUN_GAP {

@@ -269,6 +269,8 @@ impl State {
         self.tree_is_clean();
         self.overlay.clear();
         self.changed = false;
+        // It is part of what was committed, or of what is still to be settled.
+        self.mtime = None;
         self.disk_len = self.disk_len.map(|len| len.max(end));
         self.settle = settle;
     }

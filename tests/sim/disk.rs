@@ -177,7 +177,7 @@ impl Storage for SimStorage {
         Ok(())
     }
     fn set_mtime(&self, _time: (i64, u32)) -> io::Result<()> {
-        self.disk.lock().enter(Event::Mtime { file: self.id })
+        self.disk.lock().enter(Event::Mtime)
     }
     fn sync(&self) -> io::Result<()> {
         self.disk.lock().enter(Event::Sync { file: self.id })

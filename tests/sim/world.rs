@@ -28,9 +28,8 @@ pub enum Event {
         offset: u64,
         len: u64,
     },
-    Mtime {
-        file: FileId,
-    },
+    /// Of no consequence, but a call.
+    Mtime,
     Sync {
         file: FileId,
     },
@@ -161,6 +160,8 @@ pub struct SimFile {
     pub volatile: Vec<Change>,
     /// So many of `volatile` were dropped by a failed flush: read back, but never written.
     pub dropped: usize,
+    /// Some of what is read back is neither durable nor going to be.
+    pub phantom: bool,
     /// The next flush reports the failure of an earlier one, of everything.
     pub error: bool,
     /// Number of the creation among all namespace operations, until it is durable.
@@ -175,6 +176,10 @@ impl SimFile {
 
     /// What a failed flush dropped is not read back any more; its sizes are not dropped.
     fn drop_cache(&mut self) {
+        if self.dropped == 0 && !self.phantom {
+            return;
+        }
+        self.phantom = false;
         let mut len = self.durable.len;
         let mut left = Vec::new();
         for (at, change) in std::mem::take(&mut self.volatile).into_iter().enumerate() {
@@ -195,9 +200,10 @@ impl SimFile {
     }
 
     fn sync(&mut self) {
-        if self.dropped == 0 {
+        if self.dropped == 0 && !self.phantom {
             self.durable = self.current.clone();
         } else {
+            self.phantom = true;
             let choose = |_: u64, touches: &[usize]| match touches.last() {
                 Some(last) if *last >= self.dropped => touches.len(),
                 _ => 0,
@@ -280,7 +286,7 @@ impl World {
             }
             Event::Unlink { name } => self.ns_op(NsOp::Unlink(name.clone())),
             Event::Rename { from, to } => self.ns_op(NsOp::Rename(from.clone(), to.clone())),
-            Event::SetLen { .. } | Event::Mtime { .. } | Event::Mark(_) => {}
+            Event::SetLen { .. } | Event::Mtime | Event::Mark(_) => {}
         }
     }
 
