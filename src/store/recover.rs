@@ -124,7 +124,7 @@ pub fn recover(
             None => report.missing += 1,
         }
     }
-    report.damaged = is_damaged(ctx, locate, &scan.behind, last)?;
+    report.damaged |= is_damaged(ctx, locate, &scan.behind, last)?;
     report.dropped += scan.behind.iter().filter(|r| r.number > last).count() as u64;
     Ok((found, report))
 }
@@ -248,7 +248,11 @@ fn decide(
     let skip = if made(Mutation::LastRecordOnly) { keep.saturating_sub(1) } else { 0 };
     let mut pending = Pending::default();
     for record in &records[skip..keep] {
-        pending.add(record)?;
+        if pending.add(record).is_err() {
+            // Records before these were destroyed, in a way that hides that they were there.
+            report.damaged = true;
+            return Ok(None);
+        }
     }
     if pending.is_empty() || generation.is_some_and(|g| g > pending.generation) {
         return Ok(None);
