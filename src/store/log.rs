@@ -365,6 +365,13 @@ impl FileLog {
         if self.is_pending() { self.pending.read().bytes() } else { 0 }
     }
 
+    /// What a failed write left is not known. The engine relies on none of it.
+    fn forget_sums(&self, range: Range<u64>) {
+        let mut loose = self.loose.lock();
+        self.changed();
+        loose.sums.retain(|offset, _| !range.contains(offset));
+    }
+
     /// Remembers what was written; a record that refers to it must name its checksums.
     fn note_sums(&self, bufs: &[IoSlice<'_>], offset: u64) {
         if !self.is_committed.load(Ordering::Acquire) {
@@ -422,7 +429,10 @@ impl Storage for FileLog {
             loose.end = loose.end.max(offset + len as u64);
         }
         let written = self.storage.write_at(bufs, offset);
-        self.note_sums(bufs, offset);
+        match written {
+            Ok(()) => self.note_sums(bufs, offset),
+            Err(_) => self.forget_sums(offset..offset + len as u64),
+        }
         written
     }
 
