@@ -3,6 +3,11 @@
 //!
 //! What may be written in place ([`Storage::write_at`]) is written there and remembered with a
 //! checksum until it is flushed; everything else arrives as a [`Commit`] and becomes a record.
+//!
+//! A backup tool that compares size and modification time may look at the backing file at any
+//! moment, and must look again once a state is whole. So while blocks are in place that no state in
+//! place refers to, the file's time stands apart from the one it will get: in an earlier second than
+//! before the first of them was written, because rsync compares whole seconds.
 
 use super::content::Time;
 use super::journal::{Appended, Journal};
@@ -73,6 +78,9 @@ pub struct FileLog {
     /// `pending` is not empty; saves every read a lock.
     is_pending: AtomicBool,
     loose: Mutex<Loose>,
+    /// The backing file's modification time before it was set apart; `None` while it is not.
+    /// Locked whenever that time moves.
+    resting: Mutex<Option<Time>>,
     /// A header is in place: fresh blocks need checksums.
     is_committed: AtomicBool,
     /// Changes made in place (counted once they are made), and how many of them are flushed. A file
@@ -115,6 +123,7 @@ impl FileLog {
             is_pending: AtomicBool::new(!pending.is_empty()),
             pending: RwLock::new(pending),
             loose: Mutex::default(),
+            resting: Mutex::default(),
             is_committed: AtomicBool::new(is_committed),
             changes: AtomicU64::new(1),
             flushed: AtomicU64::new(0),
@@ -211,6 +220,28 @@ impl FileLog {
         loose.sums.clear();
         loose.end = 0;
         Ok(Some(()))
+    }
+
+    /// Runs what changes the backing file before its state is whole, and sets its time apart.
+    fn apart(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut resting = self.resting.lock();
+        if resting.is_none() {
+            *resting = self.storage.mtime()?;
+        }
+        let done = act();
+        // One second back: what is committed from now on is not older than what was.
+        let time = resting.map(|(seconds, nanos)| (seconds.saturating_sub(1), nanos));
+        let set = time.map_or(Ok(()), |time| self.storage.set_mtime_meanwhile(time));
+        done.and(set)
+    }
+
+    /// Nothing has come of what set the time apart, or nothing that has a time of its own.
+    pub(super) fn come_to_rest(&self) -> io::Result<()> {
+        if self.is_pending() {
+            return Ok(());
+        }
+        let time = self.resting.lock().take();
+        time.map_or(Ok(()), |time| self.storage.set_mtime(time))
     }
 
     /// What [`Mutation`] says, if it says so.
@@ -313,7 +344,12 @@ impl FileLog {
             let loose = self.loose.lock();
             pending.fit_len(&*self.storage, loose.end)?;
             drop(loose);
-            pending.finish(&*self.storage)
+            let mut resting = self.resting.lock();
+            pending.finish(&*self.storage)?;
+            match resting.take().filter(|_| pending.mtime.is_none()) {
+                Some(time) => self.storage.set_mtime(time),
+                None => Ok(()),
+            }
         });
         self.changed();
         written
@@ -394,7 +430,7 @@ impl Storage for FileLog {
             let mut loose = self.loose.lock();
             loose.end = loose.end.max(offset + len as u64);
         }
-        let written = self.storage.write_at(bufs, offset);
+        let written = self.apart(|| self.storage.write_at(bufs, offset));
         self.note_sums(bufs, offset);
         written
     }
@@ -406,7 +442,7 @@ impl Storage for FileLog {
         let mut loose = self.loose.lock();
         let have = self.storage.len()?;
         let len = if len < have { len.max(held.min(have)) } else { len };
-        let done = self.storage.set_len(len);
+        let done = if len == have { Ok(()) } else { self.apart(|| self.storage.set_len(len)) };
         self.changed();
         loose.sums.split_off(&len);
         loose.end = if len > have { loose.end.max(len) } else { loose.end.min(len) };
@@ -419,7 +455,7 @@ impl Storage for FileLog {
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        let done = self.storage.punch(offset, len);
+        let done = self.apart(|| self.storage.punch(offset, len));
         self.changed();
         done
     }
@@ -434,6 +470,8 @@ impl Storage for FileLog {
 
     fn set_mtime(&self, time: Time) -> io::Result<()> {
         if !self.is_pending() {
+            let mut resting = self.resting.lock();
+            *resting = None;
             return self.storage.set_mtime(time);
         }
         let (generation, len) = {
