@@ -423,6 +423,8 @@ impl Volume {
         } else {
             self.recovery = journal::view(&self.root, &self.ctx)?;
         }
+        // A copy may have the journal of an unclean stop without its marker.
+        self.unclean |= !self.recovery.is_empty();
         for sentence in self.recovery.sentences() {
             log::warn!("{}: {sentence}", self.source.display());
         }
