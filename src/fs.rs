@@ -14,6 +14,7 @@ mod firm;
 mod flush;
 mod inode;
 pub mod journal;
+mod leftovers;
 pub mod names;
 mod readdir;
 mod remove;

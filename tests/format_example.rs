@@ -299,7 +299,7 @@ fn journal(e: &Example) {
         path: e.get("stored name").to_vec(),
         blocks: vec![(0, Change::Image(&changed)), (4096, Change::Image(&data))],
         fresh: vec![Fresh { offset: 12288, sums: vec![crc32fast::hash(b"fresh")], last_len: 5 }],
-        freed: vec![16384..20480],
+        freed: std::iter::once(16384..20480).collect(),
     };
     e.check("journal record", record.encode(|bytes| key.mac(bytes)));
     let back = Record::decode(e.get("journal record"), |bytes, mac| key.mac_ok(bytes, mac));

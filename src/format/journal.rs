@@ -100,7 +100,7 @@ pub struct Record<'a> {
     pub object: ObjectId,
     /// Inode number of its backing file.
     pub ino: u64,
-    /// Generation of the state this one follows.
+    /// Generation of the state this one follows; 0 = the empty file without a header.
     pub base: u64,
     /// Generation of this state; equal to `base` when only keys or times changed.
     pub generation: u64,
@@ -209,7 +209,8 @@ impl<'a> Record<'a> {
         if !r.is_done() {
             return Err(FormatError::Field("journal record end"));
         }
-        if base == 0 || generation < base || generation > base + 1 {
+        let follows = generation == base + 1 || generation == base && base > 0;
+        if base == u64::MAX || !follows {
             return Err(FormatError::Field("journal record generation"));
         }
         Ok(Self {
@@ -298,19 +299,7 @@ pub fn delta(old: &[u8], new: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let mut at = 0;
     while let Some(start) = (at..new.len()).find(|i| old[*i] != new[*i]) {
-        let mut end = start + 1;
-        let mut same = 0;
-        for i in end..new.len() {
-            if old[i] == new[i] {
-                same += 1;
-                if same > RUN_GAP {
-                    break;
-                }
-            } else {
-                same = 0;
-                end = i + 1;
-            }
-        }
+        let end = run_end(old, new, start);
         out.extend_from_slice(&(start as u16).to_le_bytes());
         out.extend_from_slice(&((end - start) as u16).to_le_bytes());
         out.extend_from_slice(&new[start..end]);
@@ -321,6 +310,17 @@ pub fn delta(old: &[u8], new: &[u8]) -> Option<Vec<u8>> {
     }
     // A delta is never empty, or it could not be told from a block that did not change.
     (!out.is_empty()).then_some(out)
+}
+
+/// End of the run of changes that begins at `start`: only bytes that are equal follow, or more of them
+/// than [`RUN_GAP`].
+fn run_end(old: &[u8], new: &[u8], start: usize) -> usize {
+    let mut end = start + 1;
+    let near = |end: usize| end..new.len().min(end + RUN_GAP + 1);
+    while let Some(next) = near(end).find(|i| old[*i] != new[*i]) {
+        end = next + 1;
+    }
+    end
 }
 
 /// Applies a delta in place; fails, possibly half done, when it does not fit the block.

@@ -73,7 +73,7 @@ impl Volume {
         attr: &mut Attr,
         place: Option<(&DirHandle, &[u8])>,
     ) -> FsResult<()> {
-        let backing_len = attr.size;
+        let backing_len = self.recovery.shown_len(inode.ino, attr.size);
         let (content, true_size, checked) = {
             let file = inode.file.lock();
             (file.content.clone(), file.true_size, file.size_checked)

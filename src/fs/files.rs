@@ -76,6 +76,7 @@ impl Volume {
     /// and counts one user of it. `drop_content` is the other half.
     pub(super) fn hold_content(&self, inode: &Arc<Inode>, write: bool) -> FsResult<()> {
         let _opening = inode.opening.lock();
+        let _others = self.opening_files.read();
         let (content, storage) = {
             let mut file = inode.file.lock();
             if Self::is_open_enough(&file, write) {
@@ -117,9 +118,9 @@ impl Volume {
     ) -> FsResult<Arc<dyn Storage>> {
         if let Some(journal) = self.journal.as_ref().filter(|_| write) {
             let place = Box::new(Place { inode: Arc::downgrade(inode) });
-            let has_header = !storage.is_empty()?;
+            let has_state = !storage.is_empty()? || !self.firm.is_new(inode.ino);
             let watched = self.watched(inode.ino, storage);
-            return Ok(FileLog::new(journal.clone(), watched, place, has_header));
+            return Ok(FileLog::new(journal.clone(), watched, place, has_state));
         }
         Ok(self.viewed(inode.ino, storage))
     }
@@ -196,9 +197,8 @@ impl Volume {
     /// size differs, its cached inode must go: a new generation and ESTALE make it look up again.
     fn check_shown_size(&self, inode: &Inode, header: &Header, backing_len: u64) -> FsResult<()> {
         let known = inode.file.lock().true_size;
-        let len = self.recovery.views.get(&inode.ino).and_then(|view| view.pending_len());
-        let shown = self.ctx.layout.plain_len_floor(len.unwrap_or(backing_len));
-        let shown = known.unwrap_or(shown);
+        let len = self.recovery.shown_len(inode.ino, backing_len);
+        let shown = known.unwrap_or(self.ctx.layout.plain_len_floor(len));
         if shown == header.size {
             return Ok(());
         }

@@ -7,12 +7,12 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, openat, unlinkat};
 use rustix::io::Errno;
 
 use super::attr::FileKind;
@@ -25,7 +25,7 @@ use super::volume::keep_times;
 use crate::format::ObjectId;
 use crate::store::content::VolumeContext;
 use crate::store::journal::JOURNAL_PREFIX;
-use crate::store::recover::{self, Locate, Located, Report, object_of};
+use crate::store::recover::{self, Locate, Located, Report, is_unwritten, object_of};
 use crate::store::{FileLog, FileStorage, Journal, Medium, Storage, StoreError, Whereabouts};
 
 /// The backing root as the journal sees it.
@@ -100,6 +100,11 @@ pub struct Recovery {
 }
 
 impl Recovery {
+    /// Backing length of a file in its newest state, when `len` is that of the backing file.
+    pub fn shown_len(&self, ino: u64, len: u64) -> u64 {
+        self.views.get(&ino).map_or(len, |view| view.pending_len().unwrap_or(0))
+    }
+
     /// Did anything have to be done, or told?
     pub fn is_empty(&self) -> bool {
         self.reports.is_empty() && self.refused.is_empty()
@@ -286,7 +291,11 @@ impl<'a> Finder<'a> {
         if let Some(tree) = &*self.tree.borrow() {
             return Ok(tree.clone());
         }
-        let tree = Rc::new(regular_files(self.root)?);
+        let mut files = Vec::new();
+        walk_regular(self.root, &mut |_, _, st, path| {
+            files.push((st.st_ino, path.as_os_str().as_bytes().to_vec()));
+        })?;
+        let tree = Rc::new(files);
         *self.tree.borrow_mut() = Some(tree.clone());
         Ok(tree)
     }
@@ -305,6 +314,16 @@ impl<'a> Finder<'a> {
         }
         let at = self.objects.borrow().as_ref().and_then(|map| map.get(&object).copied());
         at.map_or(Ok(None), |at| self.is_at(object, &tree[at].1))
+    }
+
+    /// The file at `path`, if it has this number and no header ever reached it.
+    fn unwritten_at(&self, ino: u64, path: &[u8]) -> FsResult<Option<Located>> {
+        let found = self.by_path(path, false)?.filter(|found| found.ino == ino);
+        let Some(found) = found else { return Ok(None) };
+        if found.storage.is_empty()? || !is_unwritten(&*found.storage)? {
+            return Ok(None);
+        }
+        if self.write { self.by_path(path, true) } else { Ok(Some(found)) }
     }
 
     fn find(&self, object: ObjectId, ino: u64, path: &[u8]) -> FsResult<Option<Located>> {
@@ -330,10 +349,18 @@ impl<'a> Finder<'a> {
 
 impl Locate for Finder<'_> {
     fn open(&self, object: ObjectId, ino: u64, path: &[u8]) -> io::Result<Option<Located>> {
-        self.find(object, ino, path).map_err(|e| match e {
-            FsError::Errno(errno) => io::Error::from_raw_os_error(errno),
-            other => io::Error::other(other.to_string()),
-        })
+        self.find(object, ino, path).map_err(io_error)
+    }
+
+    fn unwritten(&self, ino: u64, path: &[u8]) -> io::Result<Option<Located>> {
+        self.unwritten_at(ino, path).map_err(io_error)
+    }
+}
+
+fn io_error(error: FsError) -> io::Error {
+    match error {
+        FsError::Errno(errno) => io::Error::from_raw_os_error(errno),
+        other => io::Error::other(other.to_string()),
     }
 }
 
@@ -351,9 +378,11 @@ fn open_regular(dir: &OwnedFd, entry: &[u8], write: bool) -> FsResult<Option<Loc
     Ok(Some(Located { storage: Arc::new(FileStorage(file)), ino }))
 }
 
-/// Inode numbers and paths of all regular files. Holds one descriptor per level of the tree.
-fn regular_files(root: &OwnedFd) -> FsResult<Vec<(u64, Vec<u8>)>> {
-    let mut files = Vec::new();
+/// Called with the directory, the entry, its attributes, and its path from the root.
+pub(super) type OnFile<'a> = dyn FnMut(&OwnedFd, &[u8], &Stat, &Path) + 'a;
+
+/// Walks over all regular files of the backing tree. Holds one descriptor per level of the tree.
+pub(super) fn walk_regular(root: &OwnedFd, visit: &mut OnFile<'_>) -> FsResult<()> {
     let top = Arc::new(backing::open_dir(root)?);
     let mut stack = vec![(top, b".".to_vec(), PathBuf::new())];
     while let Some((parent, entry, path)) = stack.pop() {
@@ -365,12 +394,10 @@ fn regular_files(root: &OwnedFd) -> FsResult<Vec<(u64, Vec<u8>)>> {
             let below = path.join(OsStr::from_bytes(&raw.name));
             match FileKind::from_mode(st.st_mode) {
                 Some(FileKind::Directory) => stack.push((dir.clone(), raw.name, below)),
-                Some(FileKind::Regular) => {
-                    files.push((st.st_ino, below.into_os_string().into_vec()));
-                }
+                Some(FileKind::Regular) => visit(&dir, &raw.name, &st, &below),
                 _ => {}
             }
         }
     }
-    Ok(files)
+    Ok(())
 }

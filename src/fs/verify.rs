@@ -102,24 +102,26 @@ impl Verifier<'_> {
     }
 
     fn file(&self, found: &Found, checked: &Checked) {
-        let mut object = NO_OBJECT;
-        // A file that was never written has no header, and no object id to bind attributes to.
-        if found.stat.st_size > 0 {
-            match self.content(found, checked) {
-                Ok(id) => object = id,
-                Err(error) => return self.watch.damaged(found.damage(error.to_string())),
-            }
+        match self.content(found, checked) {
+            Ok(object) => self.attributes(found, &object),
+            Err(error) => self.watch.damaged(found.damage(error.to_string())),
         }
-        self.attributes(found, &object);
     }
 
     /// Reads everything; returns the object id. Damage of single chunks is reported on the way.
     fn content(&self, found: &Found, checked: &Checked) -> FsResult<[u8; 16]> {
+        // A file that was never written has no header, and no object id to bind attributes to.
+        if found.stat.st_size == 0 {
+            return Ok(NO_OBJECT);
+        }
         let file = backing::open_file(&*found.parent, &found.entry, false)?;
         let storage: Arc<dyn Storage> = match self.views.get(&found.stat.st_ino) {
             Some(view) => view.clone(),
             None => Arc::new(FileStorage(file)),
         };
+        if storage.is_empty()? {
+            return Ok(NO_OBJECT);
+        }
         let header = Content::read_header(&self.context, &*storage)?;
         refuse_rolled_back(header.wrap_epoch, self.generation)?;
         let object = header.object.0;

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
@@ -147,6 +147,10 @@ pub struct Volume {
     pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
     pub(super) unclean: bool,
+    /// After an unclean stop: no backing file is longer than its header says.
+    pub(super) sizes_fit: AtomicBool,
+    /// Shared by whoever opens a file; alone while lengths are put right.
+    pub(super) opening_files: RwLock<()>,
     /// What is not known to be on disk yet.
     pub(super) firm: Arc<Firm>,
     pub(super) euid: u32,
@@ -206,6 +210,8 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
+            sizes_fit: AtomicBool::new(false),
+            opening_files: RwLock::default(),
             firm: Arc::default(),
             euid: rustix::process::geteuid().as_raw(),
             egid: rustix::process::getegid().as_raw(),
@@ -275,9 +281,15 @@ impl Volume {
             journal.close()?;
         }
         self.commit_open()?;
-        keep_times(&self.root, || {
-            rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())
-        })?;
+        if self.lengths_are_right() {
+            if self.unclean {
+                // The new lengths before the marker goes.
+                self.flush_backing()?;
+            }
+            keep_times(&self.root, || {
+                rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())
+            })?;
+        }
         self.flush_backing()
     }
 
@@ -398,10 +410,7 @@ impl Volume {
             Err(errno) => return Err(errno.into()),
         };
         if self.writable() {
-            let text = format!("pid {}\n", std::process::id());
-            keep_times(&self.root, || {
-                backing::write_small(&self.root, SESSION_NAME.as_bytes(), text.as_bytes())
-            })?;
+            self.mark_session()?;
             self.firm.nothing_known();
         }
         if self.unclean {
@@ -411,6 +420,20 @@ impl Volume {
                 self.source.display()
             );
         }
+        Ok(())
+    }
+
+    /// Makes the marker. One that is there already stays: its time says since when lengths may be
+    /// wrong.
+    fn mark_session(&self) -> FsResult<()> {
+        let entry = SESSION_NAME.as_bytes();
+        let st = backing::stat_at(&self.root, entry);
+        if !st.is_ok_and(|st| FileKind::from_mode(st.st_mode) == Some(FileKind::Regular)) {
+            let text = format!("pid {}\n", std::process::id());
+            keep_times(&self.root, || backing::write_small(&self.root, entry, text.as_bytes()))?;
+        }
+        // Before anything changes: without the marker sizes would not be looked into.
+        rustix::fs::fsync(&*self.root)?;
         Ok(())
     }
 

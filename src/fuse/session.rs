@@ -207,6 +207,7 @@ impl Running {
             log::error!("cannot start the commit thread: {e}");
             abandon(&self.mount);
         }
+        let cutting = lifetime::start_cutting(Arc::clone(&self.volume));
         let save = || {
             if let Err(e) = self.control.sync(&self.volume) {
                 log::error!("not everything could be written: {e}");
@@ -216,6 +217,9 @@ impl Running {
         notify::stopping();
         self.signals.close();
         drop(committer);
+        if cutting.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("lengths were not put right: internal fault");
+        }
         // After a broken connection the mount is still there, dead.
         abandon(&self.mount);
         let closed = close(&self.volume);

@@ -2,10 +2,11 @@
 //!
 //! [`Plan`] lists every block image with its offset and whether a
 //! committed state refers to the block it replaces, and what has to happen behind the images
-//! ([`Settle`]). A file's first commit, and every commit of a file without a journal, goes to its
-//! place at once: what lies on fresh ground first, then what replaces committed blocks, the header
+//! ([`Settle`]). The first commit of a new file, and every commit of a file without a journal, goes
+//! to its place at once: what lies on fresh ground first, then what replaces committed blocks, the header
 //! last; then cuts and punches, then the modification time. Any other commit writes what lies on
-//! fresh ground to its place and makes the rest a journal record.
+//! fresh ground to its place and makes the rest a journal record; if the file is empty so far, but
+//! durably, the record has checksums only and the header follows it to its place.
 
 use super::content::Time;
 use super::log::Commit;
@@ -170,15 +171,16 @@ impl State {
 
     /// Brings the images where they belong; returns what is still to be done behind them.
     fn carry_out(&self, plan: Plan<'_>, header: &Header) -> Result<Settle, StoreError> {
-        let log = self.storage.log().filter(|_| self.header.generation > 0);
-        let Some(log) = log else {
+        let Some(log) = self.storage.log().filter(|log| log.has_state()) else {
             write_images(&*self.storage, &plan.images)?;
             if let Some(log) = self.storage.log() {
                 log.first_commit();
             }
             return Ok(plan.settle);
         };
-        let (fresh, held): (Vec<_>, Vec<_>) = plan.images.into_iter().partition(|i| i.fresh);
+        let is_first = self.header.generation == 0;
+        let (mut fresh, held): (Vec<_>, Vec<_>) = plan.images.into_iter().partition(|i| i.fresh);
+        let first = if is_first { Some(fresh.remove(0).bytes) } else { None };
         write_images(&*self.storage, &fresh)?;
         let blocks: Vec<_> = held.iter().map(|i| (i.offset, i.bytes)).collect();
         let len = self.ctx.layout.backing_len(self.size);
@@ -191,6 +193,7 @@ impl State {
             base: self.header.generation,
             generation: header.generation,
             blocks: &blocks,
+            first,
             freed,
             len,
             mtime: plan.settle.mtime,

@@ -3,9 +3,9 @@
 //! A record holds the new bytes of every block that a committed state refers to, and names by
 //! checksum the fresh blocks it relies on, which were written in place before it. It is *firm* once
 //! those blocks and the journal are flushed. Only firm records are written to their place, and only
-//! when that is flushed does the journal start anew, at its first record. It needs no pointer to its
-//! beginning for that: a record's number tells whether it follows the one before, so the first
-//! record of the new round ends the old one by taking its place.
+//! when that is flushed does the journal start anew, at its first record: that one is erased first,
+//! and the erasure flushed, so that a torn record of the new round never shows a part of the old one.
+//! It needs no pointer to its beginning: a record's number tells whether it follows the one before.
 //!
 //! Commits share the gate, a checkpoint has it alone: what it writes to its place is then exactly
 //! what the journal holds. It needs no key.
@@ -16,10 +16,11 @@ use super::mutation::{Mutation, made};
 use crate::crypto::volumekeys::encode_name;
 use crate::crypto::{JournalKey, VolumeKeys, random_array};
 use crate::format::journal::{ALIGN, Head, Record};
-use crate::format::{ObjectId, VolumeId};
+use crate::format::{BLOCK, ObjectId, VolumeId};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -87,6 +88,8 @@ pub struct Journal {
     volume: VolumeId,
     keys: Arc<VolumeKeys>,
     medium: Arc<dyn Medium>,
+    /// Size of a new file, and size up to which it grows by itself.
+    sizes: Range<u64>,
     gate: RwLock<()>,
     log: Mutex<Log>,
     /// Held by the one that flushes; the others wait and find it done.
@@ -97,6 +100,8 @@ pub struct Journal {
     files: Mutex<HashMap<ObjectId, Arc<FileLog>>>,
     /// Something was changed in place since the last flush of everything.
     loose: AtomicBool,
+    /// A file with records was removed, perhaps not durably.
+    discarded: AtomicBool,
     frozen: AtomicBool,
     checkpoints: AtomicU64,
 }
@@ -104,16 +109,29 @@ pub struct Journal {
 impl Journal {
     /// A journal without a file: the first record makes one.
     pub fn new(volume: VolumeId, keys: Arc<VolumeKeys>, medium: Arc<dyn Medium>) -> Arc<Self> {
+        Self::with_sizes(volume, keys, medium, SMALLEST..LARGEST)
+    }
+
+    /// [`Self::new`] with another size of a new file, and another one up to which it grows.
+    pub fn with_sizes(
+        volume: VolumeId,
+        keys: Arc<VolumeKeys>,
+        medium: Arc<dyn Medium>,
+        sizes: Range<u64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             volume,
             keys,
             medium,
+            sizes,
             gate: RwLock::new(()),
             log: Mutex::new(Log { open: None, next: 1 }),
             flushing: Mutex::new(()),
             flushed: AtomicU64::new(0),
             files: Mutex::default(),
-            loose: AtomicBool::new(false),
+            // By a mount before, perhaps, that was killed.
+            loose: AtomicBool::new(true),
+            discarded: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             checkpoints: AtomicU64::new(0),
         })
@@ -153,7 +171,7 @@ impl Journal {
     pub(super) fn freeze(&self, error: &io::Error) {
         if !self.frozen.swap(true, Ordering::AcqRel) {
             log::error!(
-                "the backing file system failed to flush ({error}): the volume takes no more \
+                "the backing file system failed ({error}): the volume takes no more \
                  changes; everything flushed before is safe, unmount and mount it again"
             );
         }
@@ -204,8 +222,9 @@ impl Journal {
         }
     }
 
-    /// This file is gone, and its records with it.
+    /// This file is gone. Its records are needed until that is durable: a crash may bring it back.
     pub(super) fn forget(&self, object: ObjectId) {
+        self.discarded.store(true, Ordering::Release);
         self.files.lock().remove(&object);
     }
 
@@ -220,7 +239,7 @@ impl Journal {
         let filled = (|| {
             let head = head.encode(|bytes| self.keys.journal_mac(bytes));
             open.storage.write_at(&[IoSlice::new(&head[..])], 0)?;
-            open.grow(SMALLEST)
+            open.grow(self.sizes.start)
         })();
         if let Err(error) = filled {
             // Nothing relies on it yet.
@@ -258,7 +277,8 @@ impl Journal {
         self.checkpoint(false)?;
         let _alone = self.gate.write();
         let mut log = self.log.lock();
-        if let Some(open) = log.open.as_mut().filter(|o| o.end == ALIGN && o.capacity < LARGEST)
+        if let Some(open) =
+            log.open.as_mut().filter(|o| o.end == ALIGN && o.capacity < self.sizes.end)
             && let Err(error) = open.grow(open.capacity * 2)
         {
             log::debug!("the journal does not grow: {error}");
@@ -273,24 +293,39 @@ impl Journal {
     /// flush the journal refuses further commits.
     pub fn checkpoint(&self, whole: bool) -> io::Result<()> {
         let _alone = self.gate.write();
-        let files: Vec<_> = self.files.lock().values().cloned().collect();
-        if files.is_empty() && !(whole && self.loose.load(Ordering::Acquire)) {
+        let is_used = self.log.lock().open.as_ref().is_some_and(|open| open.end > ALIGN);
+        if !is_used && !(whole && self.loose.load(Ordering::Acquire)) {
             return Ok(());
         }
         self.refuse_frozen()?;
-        let singly = !whole && files.len() <= FEW;
-        self.write_all_in_place(&files, singly)?;
+        // In this order: a file discarded later is still among the files.
+        let discarded = self.discarded.swap(false, Ordering::AcqRel);
+        let mut files: Vec<_> = self.files.lock().values().cloned().collect();
+        files.sort_by_key(|file| file.last());
+        let singly = !whole && !discarded && files.len() <= FEW;
+        if let Err(error) = self.write_all_in_place(&files, singly) {
+            self.discarded.fetch_or(discarded, Ordering::AcqRel);
+            return Err(error);
+        }
+        self.restart()?;
         files.iter().for_each(|file| file.settled());
         self.files.lock().clear();
         self.checkpoints.fetch_add(1, Ordering::Relaxed);
-        self.restart();
         Ok(())
     }
 
-    fn restart(&self) {
-        if let Some(open) = &mut self.log.lock().open {
+    /// Ends the round: what it holds is in place for good.
+    fn restart(&self) -> io::Result<()> {
+        if let Some(open) = self.log.lock().open.as_mut().filter(|open| open.end > ALIGN) {
+            if !made(Mutation::KeepOldRound) {
+                let end = open.storage.write_at(&[IoSlice::new(&[0; BLOCK])], ALIGN);
+                // Half of it may be done: records behind it would not be found any more.
+                let end = end.and_then(|()| open.storage.sync());
+                end.inspect_err(|error| self.freeze(error))?;
+            }
             open.end = ALIGN;
         }
+        Ok(())
     }
 
     fn write_all_in_place(&self, files: &[Arc<FileLog>], singly: bool) -> io::Result<()> {

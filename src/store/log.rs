@@ -41,6 +41,8 @@ pub(super) struct Commit<'a> {
     pub generation: u64,
     /// Blocks that a committed state refers to, by offset.
     pub blocks: &'a [(u64, &'a [u8])],
+    /// A file's first header, which goes to its place behind the record.
+    pub first: Option<&'a [u8]>,
     /// Ranges this state does not refer to any more.
     pub freed: Vec<Range<u64>>,
     pub len: u64,
@@ -81,8 +83,9 @@ pub struct FileLog {
     /// The backing file's modification time before it was set apart; `None` while it is not.
     /// Locked whenever that time moves.
     resting: Mutex<Option<Time>>,
-    /// A header is in place: fresh blocks need checksums.
-    is_committed: AtomicBool,
+    /// A state of it may be durable, be it that it is empty: commits are records, and fresh blocks
+    /// need checksums.
+    has_state: AtomicBool,
     /// Changes made in place (counted once they are made), and how many of them are flushed. A file
     /// just opened may have some from before.
     changes: AtomicU64,
@@ -91,15 +94,16 @@ pub struct FileLog {
 }
 
 impl FileLog {
-    /// A file whose commits go to `journal`. `is_committed`: it has a header.
+    /// A file whose commits go to `journal`. `has_state`: it has a header, or may be known as an empty
+    /// file after a crash. The first commit of any other goes straight to its place.
     pub fn new(
         journal: Arc<Journal>,
         storage: Arc<dyn Storage>,
         place: Box<dyn Whereabouts>,
-        is_committed: bool,
+        has_state: bool,
     ) -> Arc<Self> {
         let pending = Pending::default();
-        Self::with(Some(journal), storage, Some(place), pending, is_committed)
+        Self::with(Some(journal), storage, Some(place), pending, has_state)
     }
 
     /// A file of a crashed volume as recovery would leave it; nothing is written.
@@ -112,7 +116,7 @@ impl FileLog {
         storage: Arc<dyn Storage>,
         place: Option<Box<dyn Whereabouts>>,
         pending: Pending,
-        is_committed: bool,
+        has_state: bool,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -124,7 +128,7 @@ impl FileLog {
             pending: RwLock::new(pending),
             loose: Mutex::default(),
             resting: Mutex::default(),
-            is_committed: AtomicBool::new(is_committed),
+            has_state: AtomicBool::new(has_state),
             changes: AtomicU64::new(1),
             flushed: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -158,12 +162,17 @@ impl FileLog {
         loose.end = loose.end.min(offset);
     }
 
+    /// Do commits have to be records?
+    pub(super) fn has_state(&self) -> bool {
+        self.has_state.load(Ordering::Acquire)
+    }
+
     /// The first header is in place; from now on commits are records.
     pub(super) fn first_commit(&self) {
         let mut loose = self.loose.lock();
         // A new file that is not firm may be damaged by a crash: nothing relies on these blocks.
         *loose = Loose::default();
-        self.is_committed.store(true, Ordering::Release);
+        self.has_state.store(true, Ordering::Release);
     }
 
     fn refuse_failed(&self) -> io::Result<()> {
@@ -211,6 +220,14 @@ impl FileLog {
             Appended::Done => journal.register(commit.object, &self.me),
         }
         self.make_mistakes(commit)?;
+        if let Some(header) = commit.first {
+            // With half of a header in it the file is not empty any more, and only the record tells
+            // that it was.
+            journal.flush_to(record.number)?;
+            let written = self.apart(|| self.storage.write_at(&[IoSlice::new(header)], 0));
+            self.changed();
+            written?;
+        }
         let mut pending = self.pending.write();
         let folded = pending.add(&record);
         debug_assert!(folded.is_ok(), "a record of our own");
@@ -291,7 +308,12 @@ impl FileLog {
     /// Checksums of the blocks in place that this state refers to.
     fn fresh(&self, commit: &Commit<'_>) -> Vec<Fresh> {
         let loose = self.loose.lock();
-        let mut runs: Vec<Fresh> = Vec::new();
+        let header = commit.first.map(|bytes| Fresh {
+            offset: 0,
+            sums: bytes.chunks(BLOCK).map(crc32fast::hash).collect(),
+            last_len: BLOCK as u32,
+        });
+        let mut runs: Vec<Fresh> = header.into_iter().collect();
         for (offset, sum) in loose.sums.range(..commit.len) {
             let is_freed = commit.freed.iter().any(|r| r.contains(offset));
             if is_freed || commit.blocks.binary_search_by_key(offset, |(o, _)| *o).is_ok() {
@@ -375,6 +397,11 @@ impl FileLog {
         }
     }
 
+    /// Number of the last record.
+    pub(super) fn last(&self) -> u64 {
+        self.pending.read().last
+    }
+
     pub(super) fn object(&self) -> Option<ObjectId> {
         *self.object.lock()
     }
@@ -386,7 +413,7 @@ impl FileLog {
 
     /// Remembers what was written; a record that refers to it must name its checksums.
     fn note_sums(&self, bufs: &[IoSlice<'_>], offset: u64) {
-        if !self.is_committed.load(Ordering::Acquire) {
+        if !self.has_state.load(Ordering::Acquire) {
             self.changed();
             return;
         }
@@ -482,12 +509,15 @@ impl Storage for FileLog {
             return self.storage.set_mtime(time);
         };
         let (base, mtime) = (generation, Some(time));
-        self.commit(Commit { object, base, generation, blocks: &[], freed: vec![], len, mtime })
+        let (blocks, first, freed) = (&[][..], None, vec![]);
+        self.commit(Commit { object, base, generation, blocks, first, freed, len, mtime })
     }
 
     /// Makes everything that was committed before the call firm.
     fn sync(&self) -> io::Result<()> {
         self.refuse_failed()?;
+        // Before the flush: what is written from now on is not covered by it.
+        self.has_state.store(true, Ordering::Release);
         let last = self.pending.read().last;
         self.flush_fresh()?;
         match &self.journal {

@@ -33,11 +33,15 @@ pub enum Mutation {
     RemoveBeforeFlush,
     /// Recovery replays only the last record of a file.
     LastRecordOnly,
+    /// Recovery writes records to their place before they are firm.
+    ReplayBeforeFirm,
+    /// The journal starts anew without an end of the round before.
+    KeepOldRound,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::SkipJournalFlush,
         Self::SkipFreshFlush,
         Self::CheckpointBeforeFirm,
@@ -52,6 +56,8 @@ impl Mutation {
         Self::KeepOldEpoch,
         Self::RemoveBeforeFlush,
         Self::LastRecordOnly,
+        Self::ReplayBeforeFirm,
+        Self::KeepOldRound,
     ];
 }
 

@@ -13,17 +13,23 @@ use super::mutation::{Mutation, made};
 use super::pending::Pending;
 use super::{Storage, StoreError};
 use crate::format::journal::{ALIGN, Change, Fresh, Head, RECORD_MAX, Record};
-use crate::format::{BLOCK, FormatError, ObjectId};
+use crate::format::{BLOCK, ObjectId};
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
 
 /// Finds backing files by what a record says.
 pub trait Locate {
     /// The backing file of this object, if it is there: [`object_of`] must say so. `ino` and `path`
     /// are hints; `None` once the file has been removed.
     fn open(&self, object: ObjectId, ino: u64, path: &[u8]) -> io::Result<Option<Located>>;
+    /// The backing file that stands exactly where the hints say, if it is not empty and
+    /// [`is_unwritten`] says that nothing of a header has ever reached it.
+    fn unwritten(&self, ino: u64, path: &[u8]) -> io::Result<Option<Located>>;
 }
 
 /// A backing file that was found.
@@ -42,6 +48,14 @@ pub fn object_of(ctx: &VolumeContext, storage: &dyn Storage) -> Option<ObjectId>
     let ours = len == start.len() && start[16..32] == ctx.volume.0;
     let object = start.last_chunk::<16>()?;
     (ours && *object != [0; 16]).then_some(ObjectId(*object))
+}
+
+/// Has no header ever reached this backing file, whatever its length? Headers are written whole and a
+/// disk writes sectors whole, so the first one shows it.
+pub fn is_unwritten(storage: &dyn Storage) -> io::Result<bool> {
+    let mut start = [0; SECTOR];
+    let len = storage.read_at(&mut start, 0)?;
+    Ok(crate::format::bytes::is_zero(&start[..len]))
 }
 
 /// What was found in a journal, and done with it.
@@ -68,6 +82,7 @@ pub struct Recovered {
     /// Inode number.
     pub ino: u64,
     storage: Arc<dyn Storage>,
+    /// Empty: the file is to be empty.
     pending: Pending,
 }
 
@@ -80,6 +95,9 @@ impl Recovered {
     /// Writes the newest state to its place; the caller flushes before the journal goes.
     pub fn write_in_place(&self) -> io::Result<()> {
         let storage = &*self.storage;
+        if self.pending.is_empty() {
+            return storage.set_len(0);
+        }
         self.pending.write_images(storage)?;
         self.pending.fit_len(storage, 0)?;
         self.pending.finish(storage)
@@ -87,7 +105,40 @@ impl Recovered {
 
     /// The newest state as a file that can be read, with nothing written.
     pub fn view(self) -> Arc<FileLog> {
-        FileLog::view(self.storage, self.pending)
+        match self.pending.is_empty() {
+            true => FileLog::view(Arc::new(Nothing), self.pending),
+            false => FileLog::view(self.storage, self.pending),
+        }
+    }
+}
+
+/// An empty file that cannot be written.
+struct Nothing;
+
+impl Storage for Nothing {
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Ok(0)
+    }
+    fn write_at(&self, _: &[io::IoSlice<'_>], _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn reserve(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn set_mtime(&self, _: (i64, u32)) -> io::Result<()> {
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -121,7 +172,7 @@ pub fn recover(
         let located = locate.open(records[0].object, records[0].ino, &records[0].path)?;
         match located {
             Some(located) => found.extend(decide(ctx, located, &records, &mut report)?),
-            None => report.missing += 1,
+            None => found.extend(never_written(locate, &records, &mut report)?),
         }
     }
     report.damaged = is_damaged(ctx, locate, &scan.behind, last)?;
@@ -130,7 +181,7 @@ pub fn recover(
 }
 
 /// Recovers one journal of a volume that is about to be written: brings its files to their newest
-/// states, flushes everything, and only then removes the journal. A stop in between leaves it to be
+/// states once the records are firm, flushes everything, and only then removes the journal. A stop in between leaves it to be
 /// done again.
 pub fn replay(
     ctx: &VolumeContext,
@@ -140,6 +191,10 @@ pub fn replay(
     locate: &dyn Locate,
 ) -> Result<Report, StoreError> {
     let (files, report) = recover(ctx, journal, locate)?;
+    if !files.is_empty() && !made(Mutation::ReplayBeforeFirm) {
+        // After a mere kill the records and what they rely on may not be on disk yet.
+        medium.sync_all()?;
+    }
     files.iter().try_for_each(Recovered::write_in_place)?;
     if !made(Mutation::RemoveBeforeFlush) {
         medium.sync_all()?;
@@ -150,13 +205,14 @@ pub fn replay(
     Ok(report)
 }
 
-/// Was this journal ever in use? A stop while it was being made leaves bytes that say nothing.
+/// Was this journal never in use? A stop while it was being made leaves a head of which a part was
+/// never written, and no record: the head is flushed before the first.
 pub fn is_unused(journal: &dyn Storage) -> io::Result<bool> {
     let mut bytes = vec![0; BLOCK];
     let len = journal.read_at(&mut bytes, 0)?;
-    let rest = journal.len()?;
-    let zero = crate::format::bytes::is_zero(&bytes[..len]);
-    Ok(zero && (rest as usize <= BLOCK || no_record(journal, rest)?))
+    let unwritten = |part: &[u8]| crate::format::bytes::is_zero(part);
+    let torn = unwritten(&bytes[..SECTOR]) || unwritten(&bytes[BLOCK - SECTOR..]);
+    Ok((len < BLOCK || torn) && no_record(journal, journal.len()?)?)
 }
 
 fn no_record(journal: &dyn Storage, len: u64) -> io::Result<bool> {
@@ -216,6 +272,9 @@ fn decide(
     records: &[Record<'_>],
     report: &mut Report,
 ) -> Result<Option<Recovered>, StoreError> {
+    // A first commit that failed and was tried again begins anew.
+    let start = records.iter().rposition(|r| r.base == 0).unwrap_or(0);
+    let records = &records[start..];
     let path = || records.iter().rev().find(|r| !r.path.is_empty()).map(|r| r.path.clone());
     let path = path().unwrap_or_default();
     let (first, last) = (&records[0], &records[records.len() - 1]);
@@ -242,12 +301,34 @@ fn decide(
     for record in &records[skip..keep] {
         pending.add(record)?;
     }
-    if pending.is_empty() || generation.is_some_and(|g| g > pending.generation) {
+    let was_empty = pending.is_empty() && first.base == 0 && generation.is_none_or(|g| g <= 1);
+    let is_newer = pending.is_empty() || generation.is_some_and(|g| g > pending.generation);
+    if is_newer && !was_empty {
         return Ok(None);
     }
     report.replayed.push(path);
     let Located { storage, ino } = located;
     Ok(Some(Recovered { object: first.object, ino, storage, pending }))
+}
+
+/// A file that the records of its first commits do not find: nothing of its header has reached the
+/// disk, and it is to be empty again; or it has been removed.
+fn never_written(
+    locate: &dyn Locate,
+    records: &[Record<'_>],
+    report: &mut Report,
+) -> io::Result<Option<Recovered>> {
+    let first = &records[0];
+    let located = match first.base {
+        0 => locate.unwritten(first.ino, &first.path)?,
+        _ => None,
+    };
+    let Some(Located { storage, ino }) = located else {
+        report.missing += u64::from(first.base > 0);
+        return Ok(None);
+    };
+    report.dropped += records.len() as u64;
+    Ok(Some(Recovered { object: first.object, ino, storage, pending: Pending::default() }))
 }
 
 /// How many records follow each other without a state missing in between.
@@ -305,7 +386,8 @@ fn replaces(record: &Record<'_>, block: &Range<u64>) -> bool {
 }
 
 /// Do records behind the end of the run tell of some that had been flushed and are not readable?
-/// Records of an earlier round tell nothing: their files are as new as they are.
+/// Those with larger numbers are of the same round. Records of an earlier round tell nothing: their
+/// files are as new as they are.
 fn is_damaged(
     ctx: &VolumeContext,
     locate: &dyn Locate,
@@ -313,16 +395,15 @@ fn is_damaged(
     last: u64,
 ) -> Result<bool, StoreError> {
     let firm = behind.iter().map(|r| r.firm).max().unwrap_or(0);
-    if behind.iter().any(|r| r.number > last && last > 0) && firm > last {
-        return Ok(true);
+    if last > 0 {
+        return Ok(firm > last);
     }
-    for record in behind.iter().filter(|r| r.number <= firm && last == 0) {
+    for record in behind.iter().filter(|r| r.number <= firm) {
         let Some(found) = locate.open(record.object, record.ino, &record.path)? else { continue };
         match Content::read_header(ctx, &*found.storage) {
             Ok(header) if header.generation < record.generation => return Ok(true),
-            Ok(_) | Err(StoreError::Header(FormatError::Mac)) => {}
             Err(StoreError::Io(e)) => return Err(e.into()),
-            Err(_) => {}
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(false)

@@ -43,6 +43,7 @@ pub fn rewrap_header(
         base: header.generation,
         generation: header.generation,
         blocks: &[(0, &bytes)],
+        first: None,
         freed: Vec::new(),
         len: ctx.layout.backing_len(header.size),
         mtime: Some(mtime),

@@ -10,7 +10,6 @@ use std::io;
 use std::sync::Arc;
 
 /// Where a journal lies that no test looks into.
-#[derive(Default)]
 struct Aside;
 
 impl Medium for Aside {
@@ -250,7 +249,7 @@ fn recipients_change_without_touching_content() {
     let old = Content::read_header(&bed.ctx, &*bed.disk).unwrap();
     bed.disk.take_calls();
     let list = vec![recipient(); 3];
-    let journal = Journal::new(bed.ctx.volume, bed.ctx.keys.clone(), Arc::new(Aside::default()));
+    let journal = Journal::new(bed.ctx.volume, bed.ctx.keys.clone(), Arc::new(Aside));
     let file = FileLog::new(journal.clone(), bed.disk.clone(), Box::new(Nowhere), true);
     let new = rewrap_header(&bed.ctx, &file, (5, 6), Some(list.clone()), None).unwrap();
     let header = Call::Read { offset: 0, len: 8192 };

@@ -2,11 +2,12 @@
 
 use crate::support::CHUNK;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 #[derive(Clone, Default, PartialEq)]
 pub struct Model {
     pub size: u64,
-    pub chunks: BTreeMap<u64, Box<[u8; CHUNK as usize]>>,
+    pub chunks: BTreeMap<u64, Arc<[u8; CHUNK as usize]>>,
 }
 
 impl Model {
@@ -16,8 +17,8 @@ impl Model {
         while !rest.is_empty() {
             let at = (pos % CHUNK) as usize;
             let n = rest.len().min(CHUNK as usize - at);
-            let chunk = self.chunks.entry(pos / CHUNK).or_insert_with(|| Box::new([0; 4096]));
-            chunk[at..at + n].copy_from_slice(&rest[..n]);
+            let chunk = self.chunks.entry(pos / CHUNK).or_insert_with(|| Arc::new([0; 4096]));
+            Arc::make_mut(chunk)[at..at + n].copy_from_slice(&rest[..n]);
             rest = &rest[n..];
             pos += n as u64;
         }
@@ -27,7 +28,7 @@ impl Model {
     pub fn truncate(&mut self, size: u64) {
         self.chunks.split_off(&size.div_ceil(CHUNK));
         if let Some(last) = self.chunks.get_mut(&(size / CHUNK)) {
-            last[(size % CHUNK) as usize..].fill(0);
+            Arc::make_mut(last)[(size % CHUNK) as usize..].fill(0);
         }
         self.size = size;
     }
@@ -43,7 +44,8 @@ impl Model {
             if whole {
                 self.chunks.remove(&c);
             } else if let Some(chunk) = self.chunks.get_mut(&c) {
-                chunk[(from - c * CHUNK) as usize..(to - c * CHUNK) as usize].fill(0);
+                Arc::make_mut(chunk)[(from - c * CHUNK) as usize..(to - c * CHUNK) as usize]
+                    .fill(0);
             }
         }
     }

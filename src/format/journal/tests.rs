@@ -22,7 +22,7 @@ fn record(image: &[u8]) -> Record<'_> {
         path: b"a/b".to_vec(),
         blocks: vec![(0, Change::Image(image)), (8192, Change::Delta(vec![1, 0, 1, 0, 5]))],
         fresh: vec![Fresh { offset: 4096, sums: vec![1, 2], last_len: 5 }],
-        freed: vec![16_384..20_480],
+        freed: std::iter::once(16_384..20_480).collect(),
     }
 }
 
@@ -87,7 +87,9 @@ fn no_field_makes_a_reader_panic_or_read_past_the_end() {
 
 #[test]
 fn a_generation_follows_its_base_or_is_it() {
-    for (base, generation, good) in [(1, 1, true), (1, 2, true), (0, 1, false), (2, 1, false)] {
+    let cases =
+        [(1, 1, true), (1, 2, true), (0, 1, true), (0, 0, false), (2, 1, false), (1, 3, false)];
+    for (base, generation, good) in cases {
         let record = Record { base, generation, ..record(b"x") };
         assert_eq!(Record::decode(&record.encode(mac), mac_ok).is_ok(), good);
     }

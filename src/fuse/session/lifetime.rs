@@ -90,6 +90,15 @@ fn leave(mount: &Mount, detach: bool) -> bool {
     false
 }
 
+/// After an unclean stop: puts lengths right while the volume is served. Joining it waits for that.
+pub fn start_cutting(volume: Arc<Volume>) -> Option<JoinHandle<()>> {
+    if !volume.was_unclean() {
+        return None;
+    }
+    let thread = std::thread::Builder::new().name("kmsfs-lengths".into());
+    thread.spawn(move || volume.cut_leftovers()).ok()
+}
+
 /// The periodic commit; dropping it ends its thread.
 pub struct Periodic {
     stop: Arc<(Mutex<bool>, Condvar)>,
