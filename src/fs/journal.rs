@@ -381,7 +381,7 @@ fn open_regular(dir: &OwnedFd, entry: &[u8], write: bool) -> FsResult<Option<Loc
 /// Called with the directory, the entry, its attributes, and its path from the root.
 pub(super) type OnFile<'a> = dyn FnMut(&OwnedFd, &[u8], &Stat, &Path) + 'a;
 
-/// Walks over all regular files of the backing tree. Holds one descriptor per level of the tree.
+/// Walks over all regular files of the backing tree but journals. Holds one descriptor per level of the tree.
 pub(super) fn walk_regular(root: &OwnedFd, visit: &mut OnFile<'_>) -> FsResult<()> {
     let top = Arc::new(backing::open_dir(root)?);
     let mut stack = vec![(top, b".".to_vec(), PathBuf::new())];
@@ -394,7 +394,10 @@ pub(super) fn walk_regular(root: &OwnedFd, visit: &mut OnFile<'_>) -> FsResult<(
             let below = path.join(OsStr::from_bytes(&raw.name));
             match FileKind::from_mode(st.st_mode) {
                 Some(FileKind::Directory) => stack.push((dir.clone(), raw.name, below)),
-                Some(FileKind::Regular) => visit(&dir, &raw.name, &st, &below),
+                // One that was refused stays as it is, too.
+                Some(FileKind::Regular) if !raw.name.starts_with(JOURNAL_PREFIX.as_bytes()) => {
+                    visit(&dir, &raw.name, &st, &below);
+                }
                 _ => {}
             }
         }
