@@ -201,7 +201,7 @@ impl Volume {
             }
             // An empty directory needs no id: nothing in it depends on one.
             Err(error @ FsError::Damaged(_)) => {
-                if self.holds_only_helpers(handle)? {
+                if self.holds_only_helpers(handle)? || self.mend_directory(handle)? {
                     Ok(None)
                 } else {
                     Err(error)

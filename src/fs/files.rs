@@ -75,6 +75,7 @@ impl Volume {
     /// Makes sure that the inode has content (or, if only read, at least its backing file) open,
     /// and counts one user of it. `drop_content` is the other half.
     pub(super) fn hold_content(&self, inode: &Arc<Inode>, write: bool) -> FsResult<()> {
+        self.mend_before_opening(inode);
         let _opening = inode.opening.lock();
         let _others = self.opening_files.read();
         let (content, storage) = {

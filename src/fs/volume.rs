@@ -147,9 +147,11 @@ pub struct Volume {
     pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
     pub(super) unclean: bool,
-    /// After an unclean stop: no backing file is longer than its header says.
-    pub(super) sizes_fit: AtomicBool,
-    /// Shared by whoever opens a file; alone while lengths are put right.
+    /// Since when what the backing holds is not known to be whole, after an unclean stop.
+    pub(super) clean_until: (i64, u32),
+    /// What an unclean stop left has been put right.
+    pub(super) mended: AtomicBool,
+    /// Shared by whoever opens a file; alone while one is put right.
     pub(super) opening_files: RwLock<()>,
     /// What is not known to be on disk yet.
     pub(super) firm: Arc<Firm>,
@@ -210,7 +212,8 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
-            sizes_fit: AtomicBool::new(false),
+            clean_until: (i64::MAX, 0),
+            mended: AtomicBool::new(false),
             opening_files: RwLock::default(),
             firm: Arc::default(),
             euid: rustix::process::geteuid().as_raw(),
@@ -281,9 +284,9 @@ impl Volume {
             journal.close()?;
         }
         self.commit_open()?;
-        if self.lengths_are_right() {
+        if self.marker_may_go() {
             if self.unclean {
-                // The new lengths before the marker goes.
+                // What was put right before the marker goes.
                 self.flush_backing()?;
             }
             keep_times(&self.root, || {
@@ -405,7 +408,10 @@ impl Volume {
     fn begin_session(&mut self) -> FsResult<()> {
         let st = backing::stat_at(&self.root, SESSION_NAME.as_bytes());
         self.unclean = match st {
-            Ok(_) => true,
+            Ok(st) => {
+                self.clean_until = (st.st_mtime, st.st_mtime_nsec as u32);
+                true
+            }
             Err(Errno::NOENT) => false,
             Err(errno) => return Err(errno.into()),
         };
@@ -423,8 +429,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Makes the marker. One that is there already stays: its time says since when lengths may be
-    /// wrong.
+    /// Makes the marker. One that is there already stays: its time says since when not everything may
+    /// be whole.
     fn mark_session(&self) -> FsResult<()> {
         let entry = SESSION_NAME.as_bytes();
         let st = backing::stat_at(&self.root, entry);

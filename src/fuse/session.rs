@@ -207,7 +207,7 @@ impl Running {
             log::error!("cannot start the commit thread: {e}");
             abandon(&self.mount);
         }
-        let cutting = lifetime::start_cutting(Arc::clone(&self.volume));
+        let mending = lifetime::start_mending(Arc::clone(&self.volume));
         let save = || {
             if let Err(e) = self.control.sync(&self.volume) {
                 log::error!("not everything could be written: {e}");
@@ -217,8 +217,8 @@ impl Running {
         notify::stopping();
         self.signals.close();
         drop(committer);
-        if cutting.is_some_and(|thread| thread.join().is_err()) {
-            log::error!("lengths were not put right: internal fault");
+        if mending.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("what the last mount left was not put right: internal fault");
         }
         // After a broken connection the mount is still there, dead.
         abandon(&self.mount);

@@ -90,13 +90,14 @@ fn leave(mount: &Mount, detach: bool) -> bool {
     false
 }
 
-/// After an unclean stop: puts lengths right while the volume is served. Joining it waits for that.
-pub fn start_cutting(volume: Arc<Volume>) -> Option<JoinHandle<()>> {
+/// After an unclean stop: puts right what it left while the volume is served. Joining it waits for
+/// that.
+pub fn start_mending(volume: Arc<Volume>) -> Option<JoinHandle<()>> {
     if !volume.was_unclean() {
         return None;
     }
-    let thread = std::thread::Builder::new().name("kmsfs-lengths".into());
-    thread.spawn(move || volume.cut_leftovers()).ok()
+    let thread = std::thread::Builder::new().name("kmsfs-mend".into());
+    thread.spawn(move || volume.mend_leftovers()).ok()
 }
 
 /// The periodic commit; dropping it ends its thread.
