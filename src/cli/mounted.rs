@@ -48,7 +48,7 @@ pub struct SyncArgs {
 pub fn umount(args: UmountArgs) -> anyhow::Result<()> {
     let point = absolute(&args.mountpoint)?;
     require_mount(&point)?;
-    let source = source_of(&point);
+    let source = written_source(&point);
     let device = table::top_at(&point).map(|entry| entry.device).unwrap_or_default();
     let result = if args.lazy {
         unmount_path(&point, true)
@@ -153,10 +153,12 @@ fn require_mount(point: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The backing directory, if the daemon still answers.
-fn source_of(point: &Path) -> Option<PathBuf> {
+/// The backing directory of a mount that may write, if the daemon still answers. A marker in that of
+/// a read-only mount is not the daemon's.
+fn written_source(point: &Path) -> Option<PathBuf> {
     let facts: serde_json::Value = serde_json::from_str(&control::status(point).ok()?).ok()?;
-    Some(PathBuf::from(facts.get("source")?.as_str()?))
+    let writes = facts.get("access")?.as_str()? == "rw";
+    writes.then_some(PathBuf::from(facts.get("source")?.as_str()?))
 }
 
 fn no_answer(point: &Path, error: io::Error) -> anyhow::Error {

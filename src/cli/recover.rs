@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::fs::Access;
 
+use super::exit::{DAMAGE, failure};
 use super::output::{Out, shown};
 use super::secrets::KeyOptions;
 use super::tree::Tree;
@@ -33,7 +34,13 @@ struct Facts {
     removed: u64,
     journal_damaged: bool,
     /// Journals that were not used.
-    refused: Vec<String>,
+    refused: Vec<Refused>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    journal: String,
+    reason: String,
 }
 
 /// Runs the command.
@@ -51,12 +58,23 @@ pub fn run(args: RecoverArgs) -> anyhow::Result<()> {
             older: reports().flat_map(|r| paths(&r.older)).collect(),
             removed: reports().map(|r| r.missing).sum(),
             journal_damaged: reports().any(|r| r.damaged),
-            refused: recovery.refused.iter().map(|(name, _)| name.clone()).collect(),
+            refused: recovery.refused.iter().map(Refused::from).collect(),
         })?;
     } else if recovery.is_empty() {
         out.line("Nothing to recover: there is no journal.")?;
     } else {
         recovery.sentences().iter().try_for_each(|sentence| out.line(sentence))?;
     }
-    out.finish()
+    out.finish()?;
+    if recovery.refused.is_empty() && !recovery.reports.iter().any(|report| report.damaged) {
+        return Ok(());
+    }
+    let text = "what the journal holds could not be used as a whole";
+    Err(failure(DAMAGE, format!("{}: {text}", args.dir.display())))
+}
+
+impl From<&(String, String)> for Refused {
+    fn from((journal, reason): &(String, String)) -> Self {
+        Self { journal: shown(journal.as_bytes()), reason: reason.clone() }
+    }
 }

@@ -536,6 +536,14 @@ impl Storage for Watched {
         self.file.reserve_range(offset, len)
     }
 
+    fn mtime(&self) -> io::Result<Option<(i64, u32)>> {
+        self.file.mtime().map(Some)
+    }
+
+    fn set_mtime_meanwhile(&self, time: (i64, u32)) -> io::Result<()> {
+        self.file.set_mtime(time)
+    }
+
     /// The time goes to disk with the content: a backup that compares times must not miss a change.
     fn set_mtime(&self, time: (i64, u32)) -> io::Result<()> {
         let done = self.file.set_mtime(time);

@@ -162,7 +162,7 @@ pub fn replay(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
     let mut recovery = Recovery::default();
     let medium = Root { fd: root.clone(), firm: Arc::default() };
     let locate = Finder::new(root, ctx, true);
-    for name in journals(root)? {
+    for name in journals(root, &mut recovery)? {
         let storage = FileStorage(backing::open_file(&**root, name.as_bytes(), true)?);
         if recover::is_unused(&storage)? {
             medium.remove(&name)?;
@@ -181,7 +181,8 @@ pub fn replay(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
 pub fn view(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
     let mut recovery = Recovery::default();
     let locate = Finder::new(root, ctx, false);
-    for name in journals(root)? {
+    let mut newest = HashMap::new();
+    for name in journals(root, &mut recovery)? {
         let storage = FileStorage(backing::open_file(&**root, name.as_bytes(), false)?);
         if recover::is_unused(&storage)? {
             continue;
@@ -189,7 +190,14 @@ pub fn view(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
         match recover::recover(ctx, &storage, &locate) {
             Ok((files, report)) => {
                 recovery.reports.push(report);
-                recovery.views.extend(files.into_iter().map(|file| (file.ino, file.view())));
+                for file in files {
+                    // An older journal may lie here as well: put back, or never removed from a copy.
+                    let generation = newest.entry(file.ino).or_insert(0);
+                    if *generation <= file.generation() {
+                        *generation = file.generation();
+                        recovery.views.insert(file.ino, file.view());
+                    }
+                }
             }
             Err(StoreError::Header(why)) => recovery.refused.push((name, why.to_string())),
             Err(other) => return Err(other.into()),
@@ -203,13 +211,21 @@ pub fn open(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> Arc<Journal> {
     Root { fd: root.clone(), firm: Arc::default() }.open_journal(ctx)
 }
 
-/// Names of all journals in the backing root.
-fn journals(root: &OwnedFd) -> FsResult<Vec<String>> {
+/// Names of all journals in the backing root. What has such a name and is no file is refused.
+fn journals(root: &OwnedFd, recovery: &mut Recovery) -> FsResult<Vec<String>> {
     let entries = backing::list(root)?;
     let named = entries.into_iter().filter(|e| e.name.starts_with(JOURNAL_PREFIX.as_bytes()));
     let mut names: Vec<String> = named.filter_map(|e| String::from_utf8(e.name).ok()).collect();
     names.sort_unstable();
-    Ok(names)
+    let mut files = Vec::new();
+    for name in names {
+        let st = backing::stat_at(root, name.as_bytes())?;
+        match FileKind::from_mode(st.st_mode) {
+            Some(FileKind::Regular) => files.push(name),
+            _ => recovery.refused.push((name, "it is not a regular file".into())),
+        }
+    }
+    Ok(files)
 }
 
 /// Finds backing files: by path, by inode number, and where the tree is a copy by what is in them.
@@ -219,8 +235,10 @@ struct Finder<'a> {
     write: bool,
     /// Every regular file with its inode number, once a path was not enough.
     tree: RefCell<Option<Files>>,
-    /// A file stood where it was but with another inode number: inode numbers say nothing here.
+    /// A file was where it was but with another inode number: inode numbers say nothing here.
     is_copy: Cell<bool>,
+    /// A file was found with the inode number it had.
+    is_original: Cell<bool>,
     objects: RefCell<Option<HashMap<ObjectId, usize>>>,
 }
 
@@ -235,6 +253,7 @@ impl<'a> Finder<'a> {
             write,
             tree: RefCell::default(),
             is_copy: Cell::new(false),
+            is_original: Cell::new(false),
             objects: RefCell::default(),
         }
     }
@@ -311,19 +330,22 @@ impl<'a> Finder<'a> {
 
     fn find(&self, object: ObjectId, ino: u64, path: &[u8]) -> FsResult<Option<Located>> {
         if let Some(found) = self.is_at(object, path)? {
-            if found.ino != ino {
-                self.is_copy.set(true);
-            }
+            let evidence = if found.ino == ino { &self.is_original } else { &self.is_copy };
+            evidence.set(true);
             return Ok(Some(found));
         }
         // Renamed since: by number, as long as numbers are what they were.
         let tree = self.tree()?;
         for (_, path) in tree.iter().filter(|(n, _)| *n == ino) {
             if let Some(found) = self.is_at(object, path)? {
+                self.is_original.set(true);
                 return Ok(Some(found));
             }
         }
-        if self.is_copy.get() { self.by_object(object) } else { Ok(None) }
+        // Removed, as a rule; but as long as nothing says that this tree is no copy it may only have
+        // moved, and then every file has to be looked at.
+        let is_copy = self.is_copy.get() || !self.is_original.get();
+        if is_copy { self.by_object(object) } else { Ok(None) }
     }
 }
 

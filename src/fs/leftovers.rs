@@ -37,6 +37,8 @@ use crate::store::{Content, FileStorage, Storage, StoreError};
 
 /// Begins the name of an object whose own was lost.
 const LOST_NAME: &str = "lost-name-";
+/// Time of a clean point that is not known.
+pub(super) const NEVER: (i64, u32) = (i64::MAX, 0);
 /// Clocks may have been put back a little since the marker was made, seconds.
 const SLACK: i64 = 3600;
 
@@ -68,8 +70,13 @@ impl Volume {
             return;
         }
         let mut all = true;
+        // Without a marker of its own nothing counts as new, and every length is looked at.
+        let since = match self.clean_until {
+            NEVER => i64::MIN,
+            (seconds, _) => seconds.saturating_sub(SLACK),
+        };
         let walked = walk_all(&self.root, &mut |dir, entry, st, path| {
-            if st.st_ctime < self.clean_until.0.saturating_sub(SLACK) {
+            if st.st_ctime < since {
                 return;
             }
             match self.mend_ours(dir, entry, st) {

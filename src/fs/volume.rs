@@ -212,7 +212,7 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
-            clean_until: (i64::MAX, 0),
+            clean_until: super::leftovers::NEVER,
             mended: AtomicBool::new(false),
             opening_files: RwLock::default(),
             firm: Arc::default(),
@@ -452,6 +452,8 @@ impl Volume {
         } else {
             self.recovery = journal::view(&self.root, &self.ctx)?;
         }
+        // A copy may have the journal of an unclean stop without its marker.
+        self.unclean |= !self.recovery.is_empty();
         for sentence in self.recovery.sentences() {
             log::warn!("{}: {sentence}", self.source.display());
         }

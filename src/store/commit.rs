@@ -115,6 +115,8 @@ impl State {
         if let Some(time) = self.settle.mtime {
             self.storage.set_mtime(time)?;
             self.settle.mtime = None;
+        } else if let Some(log) = self.storage.log() {
+            log.come_to_rest()?;
         }
         Ok(())
     }

@@ -3,6 +3,11 @@
 //!
 //! What may be written in place ([`Storage::write_at`]) is written there and remembered with a
 //! checksum until it is flushed; everything else arrives as a [`Commit`] and becomes a record.
+//!
+//! A backup tool that compares size and modification time may look at the backing file at any
+//! moment, and must look again once a state is whole. So while blocks are in place that no state in
+//! place refers to, the file's time stands apart from the one it will get: in an earlier second than
+//! before the first of them was written, because rsync compares whole seconds.
 
 use super::content::Time;
 use super::journal::{Appended, Journal};
@@ -84,6 +89,9 @@ pub struct FileLog {
     /// `pending` is not empty; saves every read a lock.
     is_pending: AtomicBool,
     loose: Mutex<Loose>,
+    /// The backing file's modification time before it was set apart; `None` while it is not.
+    /// Locked whenever that time moves.
+    resting: Mutex<Option<Time>>,
     /// A state of it may be durable, be it that it is empty: commits are records, and fresh blocks
     /// need checksums.
     has_state: AtomicBool,
@@ -129,6 +137,7 @@ impl FileLog {
             is_pending: AtomicBool::new(!pending.is_empty()),
             pending: RwLock::new(pending),
             loose: Mutex::default(),
+            resting: Mutex::default(),
             has_state: AtomicBool::new(has_state),
             changes: AtomicU64::new(1),
             flushed: AtomicU64::new(0),
@@ -230,7 +239,7 @@ impl FileLog {
             // With half of a header in it the file is not empty any more, and only the record tells
             // that it was.
             journal.flush_to(record.number)?;
-            let written = self.storage.write_at(&[IoSlice::new(header)], 0);
+            let written = self.apart(|| self.storage.write_at(&[IoSlice::new(header)], 0));
             self.changed();
             written?;
         }
@@ -245,6 +254,28 @@ impl FileLog {
             loose.end = 0;
         }
         Ok(Some(()))
+    }
+
+    /// Runs what changes the backing file before its state is whole, and sets its time apart.
+    fn apart(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut resting = self.resting.lock();
+        if resting.is_none() {
+            *resting = self.storage.mtime()?;
+        }
+        let done = act();
+        // One second back: what is committed from now on is not older than what was.
+        let time = resting.map(|(seconds, nanos)| (seconds.saturating_sub(1), nanos));
+        let set = time.map_or(Ok(()), |time| self.storage.set_mtime_meanwhile(time));
+        done.and(set)
+    }
+
+    /// Nothing has come of what set the time apart, or nothing that has a time of its own.
+    pub(super) fn come_to_rest(&self) -> io::Result<()> {
+        if self.is_pending() {
+            return Ok(());
+        }
+        let time = self.resting.lock().take();
+        time.map_or(Ok(()), |time| self.storage.set_mtime(time))
     }
 
     /// What [`Mutation`] says, if it says so.
@@ -352,7 +383,12 @@ impl FileLog {
             let loose = self.loose.lock();
             pending.fit_len(&*self.storage, loose.end)?;
             drop(loose);
-            pending.finish(&*self.storage)
+            let mut resting = self.resting.lock();
+            pending.finish(&*self.storage)?;
+            match resting.take().filter(|_| pending.mtime.is_none()) {
+                Some(time) => self.storage.set_mtime(time),
+                None => Ok(()),
+            }
         });
         self.changed();
         written
@@ -455,7 +491,7 @@ impl Storage for FileLog {
             let mut loose = self.loose.lock();
             loose.end = loose.end.max(offset + len as u64);
         }
-        let written = self.storage.write_at(bufs, offset);
+        let written = self.apart(|| self.storage.write_at(bufs, offset));
         match written {
             Ok(()) => self.note_sums(bufs, offset),
             Err(_) => self.forget_sums(offset..offset + len as u64),
@@ -470,7 +506,7 @@ impl Storage for FileLog {
         let mut loose = self.loose.lock();
         let have = self.storage.len()?;
         let len = if len < have { len.max(held.min(have)) } else { len };
-        let done = self.storage.set_len(len);
+        let done = if len == have { Ok(()) } else { self.apart(|| self.storage.set_len(len)) };
         self.changed();
         loose.sums.split_off(&len);
         loose.end = if len > have { loose.end.max(len) } else { loose.end.min(len) };
@@ -483,7 +519,7 @@ impl Storage for FileLog {
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        let done = self.storage.punch(offset, len);
+        let done = self.apart(|| self.storage.punch(offset, len));
         self.changed();
         done
     }
@@ -498,6 +534,8 @@ impl Storage for FileLog {
 
     fn set_mtime(&self, time: Time) -> io::Result<()> {
         if !self.is_pending() {
+            let mut resting = self.resting.lock();
+            *resting = None;
             return self.storage.set_mtime(time);
         }
         let _turn = self.turn.lock();

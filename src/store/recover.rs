@@ -87,6 +87,11 @@ pub struct Recovered {
 }
 
 impl Recovered {
+    /// Generation of the newest state.
+    pub fn generation(&self) -> u64 {
+        self.pending.generation
+    }
+
     /// Writes the newest state to its place; the caller flushes before the journal goes.
     pub fn write_in_place(&self) -> io::Result<()> {
         let storage = &*self.storage;

@@ -31,6 +31,14 @@ pub trait Storage: Send + Sync {
     fn reserve_range(&self, offset: u64, len: u64) -> io::Result<()> {
         self.reserve(offset.saturating_add(len))
     }
+    /// Modification time (seconds, nanoseconds); `None` where there is nothing of the kind.
+    fn mtime(&self) -> io::Result<Option<(i64, u32)>> {
+        Ok(None)
+    }
+    /// Sets the modification time for as long as the content is not whole: no flush is due for it.
+    fn set_mtime_meanwhile(&self, time: (i64, u32)) -> io::Result<()> {
+        self.set_mtime(time)
+    }
     /// Sets the modification time (seconds, nanoseconds).
     fn set_mtime(&self, time: (i64, u32)) -> io::Result<()>;
     /// Flushes data and size.
@@ -128,6 +136,10 @@ impl Storage for FileStorage {
 
     fn reserve_range(&self, offset: u64, len: u64) -> io::Result<()> {
         self.fallocate(FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    fn mtime(&self) -> io::Result<Option<(i64, u32)>> {
+        FileStorage::mtime(self).map(Some)
     }
 
     fn set_mtime(&self, time: (i64, u32)) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use kmsfs::fs::{Access, Atime, Caller, Ino, MountFlags, Volume};
 use kmsfs::keys::UnlockOptions;
+use rustix::fs::FlockOperation;
 use tempfile::TempDir;
 
 pub const ROOT: Ino = 1;
@@ -134,7 +135,19 @@ impl Scratch {
             writeback: false,
             rekey_limit: 0,
         };
+        self.wait_until_free(access);
         Volume::open(&self.volume(), access, flags, &options).expect("the volume opens")
+    }
+
+    /// A program that another test is just starting has our descriptors, and so our lock, until it
+    /// runs.
+    fn wait_until_free(&self, access: Access) {
+        let lock = match access {
+            Access::ReadWrite => FlockOperation::LockExclusive,
+            Access::ReadOnly => FlockOperation::LockShared,
+        };
+        let root = fs::File::open(self.volume()).expect("the volume is there");
+        rustix::fs::flock(&root, lock).expect("locked for a moment");
     }
 
     /// Writes into the volume, and closes it.
@@ -142,6 +155,8 @@ impl Scratch {
         let volume = self.open(Access::ReadWrite);
         work(&volume);
         volume.shutdown().expect("everything is written");
+        drop(volume);
+        self.wait_until_free(Access::ReadWrite);
     }
 }
 
