@@ -201,10 +201,15 @@ impl Volume {
             }
             // An empty directory needs no id: nothing in it depends on one.
             Err(error @ FsError::Damaged(_)) => {
-                if self.holds_only_helpers(handle)? || self.mend_directory(handle)? {
-                    Ok(None)
-                } else {
-                    Err(error)
+                if self.holds_only_helpers(handle)? {
+                    return Ok(None);
+                }
+                match self.mend_directory(handle, (dir.ino, parent_of(dir)))? {
+                    Some(id) => {
+                        dir.names.lock().dir_id = Some(id);
+                        Ok(Some(id))
+                    }
+                    None => Err(error),
                 }
             }
             // Unreadable for the moment is not absent.

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, RenameFlags, Stat, StatxFlags, Timestamps, statx};
 
-use super::attr::FileKind;
+use super::attr::{FileKind, Ino};
 use super::backing;
 use super::dirs::{DirHandle, Loc};
 use super::error::{FsError, FsResult};
@@ -173,10 +173,10 @@ impl Volume {
             Some(FileKind::Regular) if st.st_size > 0 => self.mend(dir, entry, st),
             Some(FileKind::Directory) => {
                 let below = DirHandle(backing::open_path(dir, entry)?);
-                if !self.holds_only_helpers(&below)? && self.mend_directory(&below)? {
-                    let above = rustix::fs::fstat(dir)?.st_ino;
-                    let at = (self.show_ino(st.st_ino), self.show_ino(above));
-                    self.write_dir_file(&below, at, DirId(crypto::random_array()))?;
+                let above = rustix::fs::fstat(dir)?.st_ino;
+                let at = (self.show_ino(st.st_ino), self.show_ino(above));
+                if !self.holds_only_helpers(&below)? {
+                    self.mend_directory(&below, at)?;
                 }
                 Ok(Mended::Yes)
             }
@@ -191,17 +191,22 @@ impl Volume {
         let Some(id) = id.filter(|_| lost && self.is_new_since(dir, entry)) else {
             return Ok(Mended::Yes);
         };
+        self.give_name(dir, id, entry)?;
+        backing::unlink_if_there(dir, &sidecar_of(entry))?;
+        Ok(Mended::Yes)
+    }
+
+    fn give_name(&self, dir: &DirHandle, id: DirId, entry: &[u8]) -> FsResult<()> {
         let random: [u8; 6] = crypto::random_array();
         let name = format!("{LOST_NAME}{}", encode_name(&random));
         let new = self.codec().entry(id, name.as_bytes())?;
         rustix::fs::renameat_with(dir, entry, dir, &new.backing, RenameFlags::NOREPLACE)?;
-        backing::unlink_if_there(dir, &sidecar_of(entry))?;
         log::warn!(
             "backing entry {} was new and its name had not reached the disk when the last mount \
              ended: it is called {name} now",
             super::dirs::lossy(entry)
         );
-        Ok(Mended::Yes)
+        Ok(())
     }
 
     /// Puts one file right.
@@ -289,22 +294,28 @@ impl Volume {
         })
     }
 
-    /// Gives another id to a directory whose own never reached the disk; false if it is damaged.
-    pub(super) fn mend_directory(&self, handle: &DirHandle) -> FsResult<bool> {
+    /// Gives another id to a new directory whose own never reached the disk, and names to what is in
+    /// it. `None` if that is not what is wrong with it. `at` are the numbers of it and its parent.
+    pub(super) fn mend_directory(
+        &self,
+        handle: &DirHandle,
+        at: (Ino, Ino),
+    ) -> FsResult<Option<DirId>> {
         if self.is_mended() || !self.writable() || !self.is_new_since(handle, b"") {
-            return Ok(false);
+            return Ok(None);
         }
-        let lost = match backing::read_small(handle, DIR_FILE, 4096)? {
-            Some(bytes) => is_zero(&bytes),
-            None => true,
-        };
-        if lost {
-            log::warn!(
-                "a directory was new and its kmsfs.dir had not reached the disk when the last mount \
-                 ended: what was in it has no names any more; it is empty now"
-            );
+        let own = backing::read_small(handle, DIR_FILE, 4096)?;
+        if !own.is_none_or(|bytes| is_zero(&bytes)) {
+            return Ok(None);
         }
-        Ok(lost)
+        let id = DirId(crypto::random_array());
+        self.write_dir_file(handle, at, id)?;
+        for raw in backing::list(handle)? {
+            if !matches!(self.codec().listed(None, &raw.name), Listed::Helper) {
+                self.give_name(handle, id, &raw.name)?;
+            }
+        }
+        Ok(Some(id))
     }
 
     /// May the marker of an unclean stop go? Tries again what was open before.
