@@ -47,6 +47,11 @@ class Verdict:
     complaints: int = 0        # after all was found well, the system's own check finds damage
     notes: list = field(default_factory=list)
 
+    def note(self, path, text):
+        """A line for the reader of a failure; long names are cut."""
+        self.notes.append("/".join(p if len(p) < 40 else f"{p[:12]}…({len(p)})"
+                                   for p in path.split("/")[-4:]) + f": {text}")
+
     def add(self, other):
         for column in COLUMNS:
             setattr(self, column, getattr(self, column) + getattr(other, column))
@@ -157,7 +162,7 @@ def judge_file(thing, path):
     except FileNotFoundError:
         return None
     except OSError as error:
-        verdict.notes.append(f"{path}: {error.strerror}")
+        verdict.note(path, f"{error.strerror}")
         if thing.firm:
             verdict.unreadable += 1
             verdict.lost += min(stable_size(f) for f in thing.families)
@@ -166,19 +171,19 @@ def judge_file(thing, path):
     verdict.lost, verdict.wrong = min(results)
     if holes and thing.firm:
         verdict.unreadable += 1
-        verdict.notes.append(f"{path}: {len(holes)} blocks unreadable")
+        verdict.note(path, f"{len(holes)} blocks unreadable")
     again = os.stat(path).st_size
     if not holes and not (size == len(content) == again):
         verdict.wrong += max(abs(size - len(content)), abs(again - len(content)))
-        verdict.notes.append(f"{path}: stat said {size}, then {again}; {len(content)} bytes read")
+        verdict.note(path, f"stat said {size}, then {again}; {len(content)} bytes read")
     states = [s for f in thing.families for s in f]
     whole = content in states or not thing.firm and (content == b"" or holes)
     if thing.exact and not whole and not holes:
         verdict.mixed += 1
-        verdict.notes.append(f"{path}: {len(content)} bytes, none of the states "
+        verdict.note(path, f"{len(content)} bytes, none of the states "
                              f"{sorted({len(s) for s in states})}; {where(content, states)}")
     if verdict.lost or verdict.wrong:
-        verdict.notes.append(f"{path}: {verdict.lost} lost, {verdict.wrong} wrong of {len(content)}; "
+        verdict.note(path, f"{verdict.lost} lost, {verdict.wrong} wrong of {len(content)}; "
                              f"{where(content, states)}")
     return verdict
 
@@ -295,7 +300,7 @@ def walk(root):
             names = os.listdir(directory)
         except OSError as error:
             verdict.unreachable += 1
-            verdict.notes.append(f"{directory}/: {error.strerror}")
+            verdict.note(directory, f"{error.strerror}")
             continue
         directories.append(directory)
         for name in names:
@@ -305,7 +310,7 @@ def walk(root):
                     todo.append(path)
             except OSError as error:
                 verdict.unreachable += 1
-                verdict.notes.append(f"{path[:80]}: listed, but {error.strerror}")
+                verdict.note(path, f"listed, but {error.strerror}")
     return verdict, directories
 
 
@@ -327,7 +332,7 @@ def usable(directories):
             os.rmdir(path)
         except OSError as error:
             verdict.unreachable += 1
-            verdict.notes.append(f"{directory}/: not usable: {error.strerror}")
+            verdict.note(directory, f"not usable: {error.strerror}")
     return verdict
 
 
@@ -355,5 +360,5 @@ def judge_all(things, root):
                     os.unlink(f"{root}/{path}")
                 except OSError as error:
                     verdict.unreachable += 1
-                    verdict.notes.append(f"{path}: cannot be removed: {error.strerror}")
+                    verdict.note(path, f"cannot be removed: {error.strerror}")
     return verdict

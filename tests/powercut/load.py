@@ -3,6 +3,7 @@
 What a writer does follows from its seed alone. It notes outside of the volume how many steps were
 answered; afterwards the same steps are played through a model, which says what must be there.
 """
+import errno
 import os
 import time
 
@@ -12,9 +13,10 @@ from judge import Thing
 WRITERS = 4
 
 
-def steps(seed):
+def steps(seed, long_names):
     """An endless row of steps of one writer: (word, arguments). One file is open at a time."""
     rng = machine.generator("load", *seed)
+    tail = 220 if long_names else 60
     files, serial, directories = {}, 0, [""]
     while True:
         action = rng.random()
@@ -31,7 +33,7 @@ def steps(seed):
         if action < 0.3 and files:
             old = rng.choice(sorted(files))
             new = rng.choice(sorted(files)) if rng.random() < 0.4 else \
-                f"{rng.choice(directories)}r{serial}" + "x" * rng.choice([0, 0, 0, 200])
+                f"{rng.choice(directories)}r{serial}" + "x" * rng.choice([0, 0, 0, tail])
             serial += 1
             if new != old:
                 files[new] = files.pop(old)
@@ -41,7 +43,7 @@ def steps(seed):
             yield "syncdirs", tuple(directories)
             continue
         if len(files) < 12 and rng.random() < 0.5:
-            name = f"{rng.choice(directories)}f{serial}" + "y" * rng.choice([0, 0, 0, 220])
+            name = f"{rng.choice(directories)}f{serial}" + "y" * rng.choice([0, 0, 0, tail])
             serial += 1
             files[name] = 0
             yield "create", name
@@ -72,13 +74,13 @@ def steps(seed):
         yield "close",
 
 
-def write(root, seed, progress):
+def write(root, seed, long_names, progress):
     """The writer. Ends when the file system below it is gone."""
     fd = None
     log = os.open(progress, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.mkdir(root)
     os.write(log, b".")
-    for step in steps(seed):
+    for step in steps(seed, long_names):
         word, arguments = step[0], step[1:]
         if word == "mkdir":
             os.mkdir(f"{root}/{arguments[0]}")
@@ -109,8 +111,8 @@ def write(root, seed, progress):
 
 
 class Model:
-    """Plays the answered steps. `power`: only fsync makes firm; otherwise every answer does, a
-    write's by the next close or fsync."""
+    """Plays the answered steps. `power`: only a sync makes firm. Otherwise a close makes content
+    firm as well, and names are where the last answer put them."""
 
     def __init__(self, top, power):
         self.top, self.power = top, power
@@ -128,8 +130,7 @@ class Model:
         word, arguments = step[0], step[1:]
         thing = self.at.get(self.open)
         if word == "create":
-            self.put(arguments[0], Thing(arguments[0][:30], [], [[b""]],
-                                         firm=answered and not self.power, exact=False))
+            self.put(arguments[0], Thing(arguments[0][:30], [], [[b""]], firm=False, exact=False))
             self.things.append(self.at[arguments[0]])
             self.open = arguments[0]
         elif word in ("open", "open_trunc"):
@@ -187,7 +188,8 @@ class Model:
                 out.append(Thing(thing.name, [f"{self.top}/{p}" for p in dict.fromkeys(thing.paths)],
                                  thing.families, exact=len(thing.families) == 1 == len(thing.families[0])))
         for name, candidates in self.seen.items():
-            if candidates:
+            if candidates and not (len(candidates) == 1 and candidates[0].firm
+                                   and candidates[0].paths == [name]):
                 # Whatever is found under a name must be one of those that have been there.
                 out.append(Thing(f"{name[:30]}?", [f"{self.top}/{name}"],
                                  [f for c in candidates for f in c.families], firm=False,
@@ -195,7 +197,18 @@ class Model:
         return out
 
 
-def expected(scratch, seed, number, power):
+def takes_long_names(mnt):
+    try:
+        os.mkdir(f"{mnt}/" + "n" * 250)
+        os.rmdir(f"{mnt}/" + "n" * 250)
+        return True
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
+def expected(scratch, seed, number, long_names, power):
     things = []
     for i in range(WRITERS):
         try:
@@ -205,7 +218,7 @@ def expected(scratch, seed, number, power):
         if not answered:
             continue
         model = Model(f"w{i}", power)
-        for n, step in enumerate(steps((*seed, number, i)), 1):
+        for n, step in enumerate(steps((*seed, number, i), long_names), 1):
             model.play(step, n < answered)
             if n >= answered:
                 break
@@ -213,39 +226,50 @@ def expected(scratch, seed, number, power):
     return things
 
 
-def start(mnt, scratch, seed, number):
+def start(mnt, scratch, seed, number, long_names):
     """Starts the writers; they end by themselves when their files are gone."""
     for i in range(WRITERS):
-        try:
-            os.unlink(f"{scratch}/progress.{i}")
-        except FileNotFoundError:
-            pass
+        for path in (f"{scratch}/progress.{i}", f"{scratch}/progress.{i}.end"):
+            if os.path.exists(path):
+                os.unlink(path)
         if os.fork() == 0:
             try:
-                write(f"{mnt}/w{i}", (*seed, number, i), f"{scratch}/progress.{i}")
-            except OSError as error:
+                write(f"{mnt}/w{i}", (*seed, number, i), long_names, f"{scratch}/progress.{i}")
+            except BaseException as error:
                 with open(f"{scratch}/progress.{i}.end", "w") as f:
-                    f.write(f"{error}\n")
+                    f.write(f"{error!r}\n")
             finally:
                 os._exit(0)
+
+
+def all_at_work(scratch):
+    """None of the writers has met an error yet."""
+    for i in range(WRITERS):
+        try:
+            with open(f"{scratch}/progress.{i}.end") as f:
+                raise RuntimeError(f"writer {i} failed before the cut: {f.read()}")
+        except FileNotFoundError:
+            pass
 
 
 def kill_round(rounds, system, seed, number):
     """On a plain directory: writers at work, kill -9 of the daemon, another mount, every file."""
     rng = machine.generator("kill", seed, number)
-    plain = f"{rounds.scratch}/plain.{system.name}.{number}"
+    plain = f"{rounds.scratch}/plain"
     os.makedirs(plain)
     system.place(plain)
     try:
         system.make()
         system.mount()
-        start(system.mnt, rounds.scratch, (seed,), number)
+        long_names = takes_long_names(system.mnt)
+        start(system.mnt, rounds.scratch, (seed,), number, long_names)
         time.sleep(0.2 + rng.random() * rounds.options.load_seconds)
+        all_at_work(rounds.scratch)
         if system.daemon:
             system.daemon.kill()
         machine.kill_others()
         system.gone()
-        things = expected(rounds.scratch, (seed,), number, power=False)
+        things = expected(rounds.scratch, (seed,), number, long_names, power=False)
         rounds.mount_again(system)
         verdict = rounds.check(system, things)
         verdict.notes.append(progress(rounds.scratch))
@@ -265,21 +289,18 @@ def progress(scratch):
 
 def power_load(work):
     """The same under a power cut: only what was fsynced must be there."""
-    seed = (work.rng.random(),)
-    start(work.root, work.scratch, seed, 0)
+    seed, long_names = (work.rng.random(),), takes_long_names(work.root)
+    start(work.root, work.scratch, seed, 0, long_names)
     time.sleep(0.2 + work.rng.random() * 1.5)
-    work.things = Late(work.scratch, seed)
+    all_at_work(work.scratch)
+    work.things = Late((work.scratch, seed, 0, long_names, True))
 
 
 class Late(list):
     """The writers go on until the cut: what must be there is known only afterwards."""
 
-    def __init__(self, scratch, seed):
-        super().__init__()
-        self.scratch, self.seed = scratch, seed
-
     def resolve(self):
-        return expected(self.scratch, self.seed, 0, power=True)
+        return expected(*self)
 
 
 POWER = {"load": power_load}

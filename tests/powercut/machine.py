@@ -150,8 +150,11 @@ class Disk:
     def save(self, name):
         run("cp", "--sparse=always", self.image, f"{self.template}.{name}")
 
+    def has(self, name):
+        return os.path.exists(f"{self.template}.{name}")
+
     def load(self, name):
-        if not os.path.exists(f"{self.template}.{name}"):
+        if not self.has(name):
             return False
         run("cp", "--sparse=always", f"{self.template}.{name}", self.image)
         return True

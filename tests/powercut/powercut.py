@@ -205,6 +205,7 @@ class Rounds:
 
     def mount_again(self, system):
         open(system.log, "wb").close()
+        system.tidy()
         system.mount()
 
     @staticmethod

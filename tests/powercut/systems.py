@@ -122,6 +122,14 @@ class System:
         self.daemon = None
         machine.detach(self.mnt)
 
+    def tidy(self):
+        """What its user has to do by hand after a crash."""
+        if self.name == "securefs-full":
+            try:
+                os.unlink(f"{self.src}/.securefs.lock")
+            except FileNotFoundError:
+                pass
+
     def verify(self):
         """What the system itself says about the unmounted volume: '' or a complaint."""
         if self.name != "kmsfs":

@@ -596,8 +596,12 @@ def sqlite_wal(w):
     sqlite(w, "wal")
 
 
+def sqlite_killed(w):
+    sqlite(w, w.rng.choice(["wal", "delete"]))
+
+
 POWER = {f.__name__: f for f in (
     append, overwrite, shrink, grow, rewrite_small, rewrite_large, punch, dsync, msync, growth,
     sequence, new_directories, long_names, save, rename_into, link_into, symlinks, xattrs,
     sqlite_delete, sqlite_wal)}
-KILL_ONLY = {"closed": closed}
+KILL_ONLY = {f.__name__: f for f in (closed, sqlite_killed)}
