@@ -11,7 +11,7 @@ repo=$PWD
 
 say "What is needed"
 install_missing fusermount3:fuse3 cc:gcc setfacl:acl getfattr:attr rsync:rsync sqlite3:sqlite3 \
-    git:git stress-ng:stress-ng mkfs.ext4:e2fsprogs python3:python3 make:make runuser:util-linux \
+    git:git stress-ng:stress-ng mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs python3:python3 make:make runuser:util-linux \
     script:bsdutils /usr/include/sys/acl.h:libacl1-dev || exit 1
 find_cargo
 need_fuse

@@ -94,6 +94,31 @@ def kill_others():
     return False
 
 
+def stop(pids):
+    """Stops processes, and waits until every thread of them stands still."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            pass
+    end = time.monotonic() + 30
+    while any(not still(pid) for pid in pids):
+        if time.monotonic() > end:
+            raise RuntimeError("a process does not stop")
+        time.sleep(0.001)
+
+
+def still(pid):
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat") as f:
+                if f.read().rsplit(")", 1)[1].split()[0] not in "TtZX":
+                    return False
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return True
+
+
 def reap():
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
