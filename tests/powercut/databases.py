@@ -21,6 +21,7 @@ SETTINGS = {
     "max_wal_size": "8MB",           # and checkpoints come often
     "min_wal_size": "4MB",
     "checkpoint_timeout": "30s",
+    "dynamic_shared_memory_type": "sysv",  # Gone with the namespace, after kill -9 too.
     "listen_addresses": "",
     "logging_collector": "off",
 }
@@ -197,8 +198,7 @@ def postgres_round(rounds, system, disk, how, seed, power):
     if power:
         rounds.cut(system, disk, how.push, how.log, ("postgres", *seed))
     else:
-        machine.kill_others()
-        system.gone()
+        rounds.kill(system)
     rounds.mount_again(system)
     verdict = server.check()
     if system.name == "kmsfs" and not verdict.bad(exact=True):

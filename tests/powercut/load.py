@@ -265,10 +265,7 @@ def kill_round(rounds, system, seed, number):
         start(system.mnt, rounds.scratch, (seed,), number, long_names)
         time.sleep(0.2 + rng.random() * rounds.options.load_seconds)
         all_at_work(rounds.scratch)
-        if system.daemon:
-            system.daemon.kill()
-        machine.kill_others()
-        system.gone()
+        rounds.kill(system)
         things = expected(rounds.scratch, (seed,), number, long_names, power=False)
         rounds.mount_again(system)
         verdict = rounds.check(system, things)

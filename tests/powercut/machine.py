@@ -55,8 +55,8 @@ def inside():
         signal.signal(number, stop)
     try:
         child = subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
-             "--mount-proc", sys.executable, "-u", *sys.argv],
+            ["unshare", "--mount", "--propagation", "private", "--ipc", "--pid", "--fork",
+             "--kill-child", "--mount-proc", sys.executable, "-u", *sys.argv],
             env={**os.environ, "POWERCUT_SCRATCH": scratch}, start_new_session=True,
             preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
         raise SystemExit(child.wait())

@@ -38,11 +38,12 @@ class Plan:
     commit_at: int      # after which un-synced operation the file system below commits; 0 = none
     mid_push: str       # what is written back just before that
     settle: bool        # a clean unmount and mount between the durable part and the rest
+    killed: bool        # kill -9 of the daemon and another mount before the power goes
     again: str          # a second cut right after the first recovery, with this push; "" = none
 
     def __str__(self):
         words = [f"push={self.push}", f"hand={self.hand}"]
-        words += ["log"] * self.log + ["settle"] * self.settle
+        words += ["log"] * self.log + ["settle"] * self.settle + ["killed"] * self.killed
         words += [f"commit@{self.commit_at}/{self.mid_push}"] * bool(self.commit_at)
         words += [f"again={self.again}"] * bool(self.again)
         return " ".join(words)
@@ -65,7 +66,7 @@ def plan(number, seed, waiting):
     return Plan(push, log, hand,
                 rng.randrange(1, 9) if extra and rng.random() < 0.4 else 0,
                 rng.choice(list(machine.PUSHES)),
-                extra and rng.random() < 0.4,
+                extra and rng.random() < 0.4, extra and rng.random() < 0.2,
                 rng.choice(list(machine.PUSHES)) if extra and rng.random() < 0.25 else "")
 
 
@@ -176,7 +177,7 @@ class Rounds:
         """One round with a loss of power; returns (plan, verdict or None if unsupported)."""
         system = self.system(name)
         how = plan(number, f"{seed}/{workload}", self.options.wait)
-        disk = None
+        disk = things = None
         try:
             mib = databases.MIB if workload in databases.POWER else 512
             disk = self.disk(kind, system, mib)
@@ -188,19 +189,24 @@ class Rounds:
             things = self.work(function, system, disk, how, (seed, workload, number))
             if things is None:
                 return how, None
-            if workload in workloads.KILL_ONLY:
-                machine.kill_others()
-                system.gone()
+            power, pushed = workload not in workloads.KILL_ONLY, (seed, workload, number)
+            if how.killed or not power:
+                self.kill(system)
             else:
-                self.cut(system, disk, how.push, how.log, (seed, workload, number))
+                self.cut(system, disk, how.push, how.log, pushed)
             if isinstance(things, load.Late):
                 things = things.resolve()
+            if how.killed and power:
+                self.mount_again(system)
+                self.cut(system, disk, how.push, how.log, pushed)
             self.mount_again(system)
-            if how.again and workload not in workloads.KILL_ONLY:
-                self.cut(system, disk, how.again, not how.log, (seed, workload, number, "again"))
+            if how.again and power:
+                self.cut(system, disk, how.again, not how.log, (*pushed, "again"))
                 self.mount_again(system)
             return how, self.check(system, things)
         except systems.CannotMount as error:
+            if things is None:
+                raise
             return how, Verdict(unreachable=1, lost=self.all_bytes(things), notes=[str(error)])
         finally:
             self.clean_up(disk, system)
@@ -209,6 +215,15 @@ class Rounds:
         open(system.log, "wb").close()
         system.tidy()
         system.mount()
+
+    @staticmethod
+    def kill(system):
+        """kill -9 of the daemon first, then of those who work on its mount."""
+        if system.daemon:
+            system.daemon.kill()
+            system.daemon.wait()
+        machine.kill_others()
+        system.gone()
 
     @staticmethod
     def all_bytes(things):

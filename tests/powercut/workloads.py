@@ -31,7 +31,8 @@ class Work:
     def __init__(self, root, rng, plan, commit, settle):
         self.root, self.rng, self.plan = root, rng, plan
         self._commit, self._settle = commit, settle
-        self.things, self.open_files, self.steps = [], [], 0
+        self.things, self.open_files = [], []
+        self.steps = self.waits = 0
 
     # ---- what happens around the writes ----
     def settle(self):
@@ -45,15 +46,16 @@ class Work:
             self._commit()
 
     def hand(self, fd):
-        """How far an un-synced write has got: still in the kernel's cache, with the daemon, or
-        written by a close."""
+        """How far an un-synced write has got: still in the kernel's cache, with the daemon,
+        written by a close, or (some of them) by the periodic commit."""
         if self.plan.hand == "daemon":
             libc.sync_file_range(fd, 0, 0, 7)
         elif self.plan.hand == "flush":
             os.close(os.dup(fd))
         elif self.plan.hand == "wait":
             libc.sync_file_range(fd, 0, 0, 7)
-            time.sleep(6)
+            self.waits += 1
+            time.sleep(6 if self.waits in (1, 4) else 0)
 
     # ---- helpers ----
     def path(self, name):
@@ -506,7 +508,9 @@ def closed(w):
         write(f.name, at, new)
         f.synced(splice(f.data, at, new))
     for f, size in zip(files, [100, 40000, 8192]):
-        os.truncate(w.path(f.name), size)
+        fd = os.open(w.path(f.name), os.O_RDWR)
+        os.ftruncate(fd, size)
+        os.close(fd)
         f.synced(f.data[:size] + bytes(max(0, size - len(f.data))))
     data = w.bytes(700)
     write("tmp", 0, data)
