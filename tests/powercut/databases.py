@@ -93,7 +93,8 @@ class Postgres:
             except RuntimeError:
                 time.sleep(0.1)
         with open(self.log, errors="replace") as log:
-            lines = [line for line in log if "FATAL" in line or "PANIC" in line or "ERROR" in line]
+            lines = [line for line in log if any(w in line for w in ("FATAL", "PANIC", "ERROR"))
+                     and "is starting up" not in line]
             raise RuntimeError(f"PostgreSQL does not start: {''.join(lines[-3:])}")
 
     def stop(self):
@@ -142,6 +143,10 @@ class Postgres:
         verdict = Verdict()
         try:
             self.start()
+        except RuntimeError as error:
+            return Verdict(unreadable=1, notes=[str(error)],
+                           lost=PAD * sum(self.acknowledged(n) for n in range(CLIENTS)))
+        try:
             for number in range(CLIENTS):
                 acks = self.acknowledged(number)
                 count, last, sound = self.query(
@@ -170,7 +175,6 @@ class Postgres:
             self.program("pg_checksums", "--check", "-D", self.data)
         except RuntimeError as error:
             verdict.unreadable += 1
-            verdict.lost += PAD * sum(self.acknowledged(number) for number in range(CLIENTS))
             verdict.notes.append(str(error))
         return verdict
 
@@ -198,7 +202,7 @@ def postgres_round(rounds, system, disk, how, seed, power):
     if power:
         rounds.cut(system, disk, how.push, how.log, ("postgres", *seed))
     else:
-        rounds.kill(system)
+        system.kill()
     rounds.mount_again(system)
     verdict = server.check()
     if system.name == "kmsfs" and not verdict.bad(exact=True):

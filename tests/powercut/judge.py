@@ -62,7 +62,8 @@ class Verdict:
                     or self.complaints or exact and self.mixed)
 
     def key(self):
-        return (self.lost, self.unreadable, self.unreachable, self.wrong, self.mixed)
+        """The smaller, the better."""
+        return (self.lost + self.wrong, self.unreadable, self.unreachable, self.mixed)
 
 
 def read_file(path):
@@ -168,7 +169,7 @@ def judge_file(thing, path):
             verdict.lost += min(stable_size(f) for f in thing.families)
         return verdict
     results = [against(f, content, holes, thing.firm) for f in thing.families]
-    verdict.lost, verdict.wrong = min(results)
+    verdict.lost, verdict.wrong = min(results, key=sum)
     if holes and thing.firm:
         verdict.unreadable += 1
         verdict.note(path, f"{len(holes)} blocks unreadable")

@@ -265,7 +265,7 @@ def kill_round(rounds, system, seed, number):
         start(system.mnt, rounds.scratch, (seed,), number, long_names)
         time.sleep(0.2 + rng.random() * rounds.options.load_seconds)
         all_at_work(rounds.scratch)
-        rounds.kill(system)
+        system.kill()
         things = expected(rounds.scratch, (seed,), number, long_names, power=False)
         rounds.mount_again(system)
         verdict = rounds.check(system, things)

@@ -78,8 +78,8 @@ def others():
     return [int(p) for p in os.listdir("/proc") if p.isdigit() and p != "1"]
 
 
-def kill_others():
-    """kill -9 for all that runs here, then wait until it is gone."""
+def kill_others(mount):
+    """kill -9 for all that runs here, and the mount that they work on is gone. Waits for their end."""
     for deadline in range(200):
         pids = others()
         for pid in pids:
@@ -87,11 +87,12 @@ def kill_others():
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        detach(mount)
         reap()
         if not pids:
-            return True
+            return
         time.sleep(0.002 if deadline < 50 else 0.05)
-    return False
+    raise RuntimeError(f"processes {pids} do not die")
 
 
 def stop(pids):
@@ -143,8 +144,9 @@ def mounted(point):
 
 
 def detach(point):
+    """umount -l -f: nobody waits for an answer from there any more, not even a daemon for its own."""
     while mounted(point):
-        if libc.umount2(point.encode(), 2):  # MNT_DETACH
+        if libc.umount2(point.encode(), 1 | 2):  # MNT_FORCE, MNT_DETACH
             raise OSError(ctypes.get_errno(), "umount -l", point)
 
 

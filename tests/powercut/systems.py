@@ -14,6 +14,9 @@ PASSWORD = "powercut"
 ASK = ["-extpass", f"echo {PASSWORD}"]
 SECUREFS = ["securefs", "mount", "--pass", PASSWORD, "-o", "allow_other", "{src}", "{mnt}"]
 
+# go-fuse opens a file on its own mount before it serves: nobody may be faster.
+READY = {"gocryptfs": "ready."}
+
 # name: (program, package, make a volume, mount it)
 TABLE = {
     "raw": ("mount", "mount", None, None),
@@ -21,7 +24,7 @@ TABLE = {
               ["{bin}/kmsfs", "{src}", "{mnt}", "-f", "-o", "allow_other"]),
     "gocryptfs": ("gocryptfs", "gocryptfs",
                   ["gocryptfs", "-init", "-q", "-scryptn", "10", *ASK, "{src}"],
-                  ["gocryptfs", "-fg", "-q", "-allow_other", *ASK, "{src}", "{mnt}"]),
+                  ["gocryptfs", "-fg", "-allow_other", *ASK, "{src}", "{mnt}"]),
     "securefs": ("securefs", "securefs",  # its default format, "lite"
                  ["securefs", "create", "--pass", PASSWORD, "-r", "1", "{src}"], SECUREFS),
     "securefs-full": ("securefs", "securefs",
@@ -31,8 +34,8 @@ TABLE = {
               # Made at its first mount.
               None, ["cryfs", "-f", "{src}", "{mnt}", "--", "-o", "allow_other"]),
     "encfs": ("encfs", "encfs", None,
-              ["encfs", "-f", "--standard", "--extpass", f"echo {PASSWORD}", "{src}", "{mnt}", "--",
-               "-o", "allow_other"]),
+              ["encfs", "-f", "--standard", "--public", "--extpass", f"echo {PASSWORD}", "{src}",
+               "{mnt}"]),
 }
 SLOW = {"cryfs"}  # Half a minute of key derivation per mount: only the first round of each workload.
 RIVALS = ["gocryptfs", "securefs", "securefs-full", "cryfs", "encfs"]
@@ -76,7 +79,7 @@ class System:
         if not self.mount_words:
             machine.run("mount", "--bind", self.src, self.mnt)
             return
-        with open(self.log, "ab") as log:
+        with open(self.log, "wb") as log:
             self.daemon = subprocess.Popen(self.words(self.mount_words), env=self.env(), stdout=log,
                                            stderr=log, stdin=subprocess.PIPE)
         try:
@@ -85,7 +88,7 @@ class System:
         except BrokenPipeError:
             pass
         end = time.monotonic() + timeout
-        while not machine.mounted(self.mnt):
+        while not (machine.mounted(self.mnt) and READY.get(self.name, "") in self.log_tail()):
             if self.daemon.poll() is not None or time.monotonic() > end:
                 raise CannotMount(f"{self.name} does not mount: {self.log_tail()}")
             time.sleep(0.01)
@@ -118,10 +121,12 @@ class System:
         works on the mount gets no more answers from a stopped daemon."""
         machine.stop([self.daemon.pid] if self.daemon else machine.others())
 
-    def gone(self):
-        """After everything was killed: no daemon and no mount."""
-        self.daemon = None
-        machine.detach(self.mnt)
+    def kill(self):
+        """kill -9 of the daemon first, then of those who work on its mount."""
+        if self.daemon:
+            self.daemon.kill()
+            self.daemon = None
+        machine.kill_others(self.mnt)
 
     def tidy(self):
         """What its user has to do by hand after a crash."""

@@ -517,8 +517,8 @@ def closed(w):
     os.rename(w.path("tmp"), w.path("old0"))
     files[0].synced(data)
     os.makedirs(w.path("a/b"))
-    write("a/b/" + "n" * 200, 0, data)
-    w.note(Thing("a/b/nnn", ["a/b/" + "n" * 200], [[data]]))
+    write("a/b/" + "n" * 120, 0, data)
+    w.note(Thing("a/b/nnn", ["a/b/" + "n" * 120], [[data]]))
 
 
 # ---- sqlite --------------------------------------------------------------------------------------
