@@ -22,6 +22,7 @@ class Thing:
     exact: bool = True         # every state was one request: kmsfs shows no mixture
     attribute: str = ""
     rows: int = 0              # sqlite: acknowledged transactions
+    past: list = field(default_factory=list)  # what it was before it was last synced
 
     @property
     def data(self):
@@ -33,6 +34,7 @@ class Thing:
 
     def synced(self, data=None):
         """It is like this, and acknowledged as durable."""
+        self.past = [s for f in self.families for s in f]
         self.families = [[self.data if data is None else data]]
         self.firm = True
 
@@ -170,6 +172,9 @@ def judge_file(thing, path):
         return verdict
     results = [against(f, content, holes, thing.firm) for f in thing.families]
     verdict.lost, verdict.wrong = min(results, key=sum)
+    if verdict.wrong and content in thing.past:
+        # Nothing foreign, but what came after it is lost.
+        verdict.lost, verdict.wrong = min(stable_size(f) for f in thing.families), 0
     if holes and thing.firm:
         verdict.unreadable += 1
         verdict.note(path, f"{len(holes)} blocks unreadable")
@@ -267,8 +272,12 @@ def judge(thing, root):
             verdict = JUDGES[thing.kind](thing, f"{root}/{path}")
         except OSError as error:
             verdict = Verdict(unreachable=int(thing.firm), notes=[f"{path}: {error.strerror}"])
-        if verdict is not None:
-            verdicts.append(verdict)
+        if verdict is None:
+            continue
+        if thing.firm and not listed(f"{root}/{path}"):
+            verdict.unreachable += 1
+            verdict.note(path, "not listed in its directory")
+        verdicts.append(verdict)
     if verdicts:
         return min(verdicts, key=Verdict.key)
     if not thing.firm:
@@ -277,6 +286,14 @@ def judge(thing, root):
     if thing.kind == "file":
         lost = min(stable_size(f) for f in thing.families)
     return Verdict(unreachable=1, lost=lost, notes=[f"{thing.name}: missing ({reason(root, thing)})"])
+
+
+def listed(path):
+    """Being found is not enough; a directory that cannot be read at all counts by itself."""
+    try:
+        return os.path.basename(path) in os.listdir(os.path.dirname(path))
+    except OSError:
+        return True
 
 
 def reason(root, thing):

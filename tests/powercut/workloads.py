@@ -74,6 +74,15 @@ class Work:
         self.open_files.remove(fd)
         os.close(fd)
 
+    def long_name(self):
+        """One that kmsfs has to keep in a file beside it, if the system under test takes it."""
+        try:
+            os.lstat(self.path("l" * 240))
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return "l" * 120
+        return "l" * 240
+
     def sync(self, fd):
         (os.fsync if self.rng.random() < 0.5 else os.fdatasync)(fd)
 
@@ -364,7 +373,7 @@ def long_names(w):
 
 def save(w):
     """What an editor does: write another file, fsync it, rename it over the first."""
-    names = ["f0", "f1", "f2", "l" * 240, "f4"]
+    names = ["f0", "f1", "f2", w.long_name(), "f4"]
     files = [w.durable(name, w.bytes(w.rng.choice([500, 5000, 300000]))) for name in names]
     w.settle()
     for i, f in enumerate(files):
@@ -376,7 +385,7 @@ def save(w):
         os.rename(w.path(f"tmp{i}"), w.path(f.paths[0]))
         if i % 2 == 0:
             w.sync_dir()
-            f.families = [[new]]
+            f.synced(new)
         else:
             f.families.append([new])
             w.note(Thing(f"tmp{i}", [f"tmp{i}", f.paths[0]], [[new]]))
