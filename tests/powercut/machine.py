@@ -113,7 +113,11 @@ def still(pid):
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/stat") as f:
-                if f.read().rsplit(")", 1)[1].split()[0] not in "TtZX":
+                if f.read().rsplit(")", 1)[1].split()[0] in "TtZX":
+                    continue
+            # A daemon may ask its own mount, and be stopped before it can answer itself.
+            with open(f"/proc/{pid}/task/{thread}/wchan") as f:
+                if "request_wait_answer" not in f.read():
                     return False
     except (FileNotFoundError, ProcessLookupError):
         pass

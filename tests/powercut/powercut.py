@@ -354,7 +354,7 @@ class Results:
 
     def table(self):
         names = sorted({s for _, s in self.cells}, key=list(systems.TABLE).index)
-        rows = list(dict.fromkeys(w for w, _ in self.cells))
+        rows = [w for w in [*all_workloads(), "kill"] if any(w == x for x, _ in self.cells)]
         lines = ["| workload | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for row in rows:
             lines.append(f"| {row.replace('_', ' ')} | " + " | ".join(
