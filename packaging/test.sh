@@ -11,7 +11,8 @@ repo=$PWD
 
 say "What is needed"
 install_missing fusermount3:fuse3 cc:gcc setfacl:acl getfattr:attr rsync:rsync restic:restic \
-    sqlite3:sqlite3 git:git stress-ng:stress-ng mkfs.ext4:e2fsprogs python3:python3 make:make runuser:util-linux \
+    sqlite3:sqlite3 git:git stress-ng:stress-ng mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs \
+    python3:python3 make:make runuser:util-linux \
     script:bsdutils /usr/include/sys/acl.h:libacl1-dev || exit 1
 find_cargo
 need_fuse
@@ -44,6 +45,8 @@ if cargo clippy --version >/dev/null 2>&1; then
     step "lints" cargo clippy --locked --all-targets --quiet -- -D warnings
 fi
 step "cargo test" cargo test --locked --no-fail-fast
+step "the simulator finds every mistake" \
+    cargo test --locked --release --features mutations --test sim -- mutations --test-threads 1
 step "cargo test, portable cipher" \
     cargo test --locked --no-default-features --lib -- crypto store
 
