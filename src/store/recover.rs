@@ -41,8 +41,9 @@ pub struct Located {
 }
 
 /// The object id that a backing file's header gives itself, unauthenticated: of a torn header too,
-/// because the id lies in its first sector and never changes.
+/// because the id lies in its first sector and never changes. What is not on disk does not count.
 pub fn object_of(ctx: &VolumeContext, storage: &dyn Storage) -> Option<ObjectId> {
+    storage.drop_cache();
     let mut start = [0; 48];
     let len = storage.read_at(&mut start, 0).ok()?;
     let ours = len == start.len() && start[16..32] == ctx.volume.0;
@@ -282,7 +283,6 @@ fn decide(
     let path = || records.iter().rev().find(|r| !r.path.is_empty()).map(|r| r.path.clone());
     let path = path().unwrap_or_default();
     let (first, last) = (&records[0], &records[records.len() - 1]);
-    located.storage.drop_cache();
     let generation = match Content::read_header(ctx, &*located.storage) {
         Ok(header) => Some(header.generation),
         // Torn by a checkpoint that was interrupted: the records hold all of it.

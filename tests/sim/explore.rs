@@ -203,8 +203,11 @@ fn after(world: World, outcome: Outcome, oracle: &Oracle, snaps: Snaps) -> Recov
             let mut states = known.states.clone();
             states.extend(known.flight.iter().chain(&last).cloned());
             let last = if snap.is_some() { last } else { known.last.clone() };
+            // A file in place that a failed flush dropped goes on being read from memory, and nobody
+            // is told again: the system's limit, for files that were never firm.
+            let broken = known.broken || oracle.flush_failed && !known.firm;
             let (firm, gone, flight) = (known.firm, known.gone, Vec::new());
-            next.files.insert(id, Known { firm, gone, states, last, flight, broken: known.broken });
+            next.files.insert(id, Known { firm, gone, broken, states, last, flight });
         } else if snap.is_some() {
             let (firm, gone, flight) = (true, false, Vec::new());
             let states = last.clone();

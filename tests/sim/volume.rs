@@ -165,7 +165,12 @@ pub fn same(a: &States, b: &States) -> Result<(), String> {
             _ => false,
         };
         if !equal {
-            return Err(format!("file {id} differs"));
+            let show = |found: Option<&Found>| match found {
+                Some(Found::State(seen)) => format!("{seen:?}"),
+                Some(Found::Empty) => "empty".into(),
+                _ => "missing".into(),
+            };
+            return Err(format!("file {id}: {} or {}", show(a.get(&id)), show(b.get(&id))));
         }
     }
     Ok(())
