@@ -212,14 +212,14 @@ impl Volume {
         }
     }
 
-    fn read_dir_id(&self, handle: &DirHandle) -> FsResult<DirId> {
+    pub(super) fn read_dir_id(&self, handle: &DirHandle) -> FsResult<DirId> {
         let bytes = backing::read_small(handle, DIR_FILE, dirfile::DIRFILE_LEN)?
             .ok_or_else(|| FsError::Damaged("directory has lost its kmsfs.dir".into()))?;
         dirfile::decode(&bytes, |m, mac| self.keys.directory_mac_ok(m, mac))
             .map_err(|e| FsError::Damaged(format!("kmsfs.dir: {e}")))
     }
 
-    fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {
+    pub(super) fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {
         let codec = self.codec();
         let entries = backing::list(handle)?;
         Ok(entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)))

@@ -75,7 +75,7 @@ impl Volume {
     /// Makes sure that the inode has content (or, if only read, at least its backing file) open,
     /// and counts one user of it. `drop_content` is the other half.
     pub(super) fn hold_content(&self, inode: &Arc<Inode>, write: bool) -> FsResult<()> {
-        self.mend_before_opening(inode);
+        self.mend_before_opening(inode)?;
         let _opening = inode.opening.lock();
         let _others = self.opening_files.read();
         let (content, storage) = {
@@ -566,14 +566,15 @@ impl Volume {
         dir: impl AsFd,
         entry: &[u8],
     ) -> FsResult<u64> {
+        let dir = dir.as_fd();
         let storage = FileStorage(backing::open_file(dir, entry, false)?);
         let storage = self.viewed(inode.ino, &Arc::new(storage));
         let shown = self.ctx.layout.plain_len_floor(storage.len()?);
-        let header = Content::read_header(&self.ctx, &*storage)?;
+        let size = self.size_after_crash(&*storage, dir, entry)?;
         let mut file = inode.file.lock();
         file.size_checked = true;
-        file.true_size = (header.size != shown).then_some(header.size);
-        Ok(header.size)
+        file.true_size = (size != shown).then_some(size);
+        Ok(size)
     }
 }
 

@@ -517,6 +517,9 @@ impl Storage for Watched {
         self.file.set_len(len)
     }
 
+    fn drop_cache(&self) {
+        self.file.drop_cache();
+    }
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }

@@ -292,8 +292,10 @@ impl<'a> Finder<'a> {
             return Ok(tree.clone());
         }
         let mut files = Vec::new();
-        walk_regular(self.root, &mut |_, _, st, path| {
-            files.push((st.st_ino, path.as_os_str().as_bytes().to_vec()));
+        walk_all(self.root, &mut |_, _, st, path| {
+            if FileKind::from_mode(st.st_mode) == Some(FileKind::Regular) {
+                files.push((st.st_ino, path.as_os_str().as_bytes().to_vec()));
+            }
         })?;
         let tree = Rc::new(files);
         *self.tree.borrow_mut() = Some(tree.clone());
@@ -379,10 +381,11 @@ fn open_regular(dir: &OwnedFd, entry: &[u8], write: bool) -> FsResult<Option<Loc
 }
 
 /// Called with the directory, the entry, its attributes, and its path from the root.
-pub(super) type OnFile<'a> = dyn FnMut(&OwnedFd, &[u8], &Stat, &Path) + 'a;
+pub(super) type OnEntry<'a> = dyn FnMut(&OwnedFd, &[u8], &Stat, &Path) + 'a;
 
-/// Walks over all regular files of the backing tree but journals. Holds one descriptor per level of the tree.
-pub(super) fn walk_regular(root: &OwnedFd, visit: &mut OnFile<'_>) -> FsResult<()> {
+/// Walks over all entries of the backing tree, a directory before what is in it. Holds one descriptor
+/// per level of the tree.
+pub(super) fn walk_all(root: &OwnedFd, visit: &mut OnEntry<'_>) -> FsResult<()> {
     let top = Arc::new(backing::open_dir(root)?);
     let mut stack = vec![(top, b".".to_vec(), PathBuf::new())];
     while let Some((parent, entry, path)) = stack.pop() {
@@ -392,13 +395,9 @@ pub(super) fn walk_regular(root: &OwnedFd, visit: &mut OnFile<'_>) -> FsResult<(
         for raw in backing::list(&*dir).unwrap_or_default() {
             let Ok(st) = backing::stat_at(&*dir, &raw.name) else { continue };
             let below = path.join(OsStr::from_bytes(&raw.name));
-            match FileKind::from_mode(st.st_mode) {
-                Some(FileKind::Directory) => stack.push((dir.clone(), raw.name, below)),
-                // One that was refused stays as it is, too.
-                Some(FileKind::Regular) if !raw.name.starts_with(JOURNAL_PREFIX.as_bytes()) => {
-                    visit(&dir, &raw.name, &st, &below);
-                }
-                _ => {}
+            visit(&dir, &raw.name, &st, &below);
+            if FileKind::from_mode(st.st_mode) == Some(FileKind::Directory) {
+                stack.push((dir.clone(), raw.name, below));
             }
         }
     }

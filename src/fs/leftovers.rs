@@ -4,34 +4,54 @@
 //! committed state. And a new file goes straight to its place: of one that was never flushed, any
 //! part may be there. The first is cut. The second is made an empty file again, as other file
 //! systems show it, so that whoever left it (a database its shared memory, an editor its lock) can
-//! use the name. A new directory whose `kmsfs.dir` never reached the disk gets another: nothing in it
-//! was promised either.
+//! use the name. A new directory whose `kmsfs.dir` never reached the disk gets another, as nothing in
+//! it was promised either; a new object that lost its long name gets a short one.
 //!
 //! "New" is what the backing file system says was made since the last clean point, which is the time
 //! of the session's marker. Only while that marker stands is anything looked into: as files are
 //! opened, and by a walk in the background. The marker goes at the end of a session in which the walk
 //! has come through. Every file that is emptied is logged.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, Stat, StatxFlags, Timestamps, statx};
+use rustix::fs::{AtFlags, RenameFlags, Stat, StatxFlags, Timestamps, statx};
 
+use super::attr::FileKind;
 use super::backing;
 use super::dirs::{DirHandle, Loc};
-use super::error::FsResult;
+use super::error::{FsError, FsResult};
 use super::files::{NOW, OMIT};
 use super::inode::Inode;
-use super::journal::walk_regular;
-use super::names::DIR_FILE;
+use super::journal::walk_all;
+use super::names::{DIR_FILE, Listed, sidecar_of};
 use super::volume::{SESSION_NAME, Volume};
+use crate::crypto;
+use crate::crypto::volumekeys::encode_name;
+use crate::format::DirId;
+use crate::format::bytes::is_zero;
 use crate::format::header::Header;
-use crate::store::recover::is_unwritten;
+use crate::store::recover::{is_unwritten, object_of};
 use crate::store::{Content, FileStorage, Storage, StoreError};
 
+/// Begins the name of an object whose own was lost.
+const LOST_NAME: &str = "lost-name-";
+/// Time of a clean point that is not known.
+pub(super) const NEVER: (i64, u32) = (i64::MAX, 0);
 /// Clocks may have been put back a little since the marker was made, seconds.
 const SLACK: i64 = 3600;
+
+/// What became of a file that was looked into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mended {
+    /// It is right now; its size may be another than its length said.
+    Yes,
+    /// It is empty now.
+    Emptied,
+    /// It is open, and has to wait for the end of the session.
+    Later,
+}
 
 /// What the header of a backing file says of the rest.
 enum State {
@@ -50,12 +70,17 @@ impl Volume {
             return;
         }
         let mut all = true;
-        let walked = walk_regular(&self.root, &mut |dir, entry, st, path| {
-            if st.st_ctime < self.clean_until.0.saturating_sub(SLACK) || st.st_size == 0 {
+        // Without a marker of its own nothing counts as new, and every length is looked at.
+        let since = match self.clean_until {
+            NEVER => i64::MIN,
+            (seconds, _) => seconds.saturating_sub(SLACK),
+        };
+        let walked = walk_all(&self.root, &mut |dir, entry, st, path| {
+            if st.st_ctime < since {
                 return;
             }
-            match self.mend(dir, entry, st) {
-                Ok(done) => all &= done,
+            match self.mend_ours(dir, entry, st) {
+                Ok(mended) => all &= mended != Mended::Later,
                 Err(error) => {
                     log::warn!("{}: not looked into after the crash: {error}", path.display());
                     all = false;
@@ -83,35 +108,114 @@ impl Volume {
         self.mended.store(true, Ordering::Release);
     }
 
-    /// Looks into a file that is about to be opened. Not while anything is locked.
-    pub(super) fn mend_before_opening(&self, inode: &Inode) {
+    /// Looks into a file that is about to be opened. Not while anything is locked. If it is not what
+    /// the kernel has been told, the kernel has to look it up again.
+    pub(super) fn mend_before_opening(&self, inode: &Inode) -> FsResult<()> {
         if self.is_mended() || !self.writable() || inode.content().is_some() {
-            return;
+            return Ok(());
         }
         let place = self.at(inode, |loc| match loc {
             Loc::At(dir, entry) => Ok(Some((dir.clone(), entry.clone(), loc.stat()?))),
             Loc::Fd(_) => Ok(None),
         });
-        if let Ok(Some((dir, entry, st))) = place
-            && st.st_size > 0
-            && let Err(error) = self.mend(&*dir, &entry, &st)
-        {
-            log::debug!("{}: {error}", self.plain_path(inode));
+        let Ok(Some((dir, entry, st))) = place else { return Ok(()) };
+        if st.st_size == 0 || self.show_ino(st.st_ino) != inode.ino {
+            return Ok(());
+        }
+        match self.mend(&*dir, &entry, &st) {
+            Ok(Mended::Emptied) => {}
+            Ok(Mended::Yes | Mended::Later) => return Ok(()),
+            Err(error) => {
+                log::debug!("{}: {error}", self.plain_path(inode));
+                return Ok(());
+            }
+        }
+        let told = inode.file.lock().true_size.replace(0);
+        if told == Some(0) {
+            return Ok(());
+        }
+        inode.generation.fetch_add(1, Ordering::Relaxed);
+        Err(FsError::Errno(libc::ESTALE))
+    }
+
+    /// Size of a file whose length says nothing yet, as far as that can be told without its key.
+    pub(super) fn size_after_crash(
+        &self,
+        storage: &dyn Storage,
+        dir: impl AsFd,
+        entry: &[u8],
+    ) -> FsResult<u64> {
+        match Content::read_header(&self.ctx, storage) {
+            Ok(header) => Ok(header.size),
+            Err(StoreError::Header(_)) if is_unwritten(storage)? => Ok(0),
+            Err(StoreError::Header(_))
+                if object_of(&self.ctx, storage).is_some() && self.is_new_since(dir, entry) =>
+            {
+                Ok(0)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Puts one file right; false if it is open and has to wait for the end of the session.
-    fn mend(&self, dir: impl AsFd, entry: &[u8], st: &Stat) -> FsResult<bool> {
+    /// [`Self::mend`] for what a walk finds: only what has a name of ours is touched.
+    fn mend_ours(&self, dir: &OwnedFd, entry: &[u8], st: &Stat) -> FsResult<Mended> {
+        let handle = DirHandle(dir.try_clone()?);
+        let id = self.read_dir_id(&handle).ok();
+        let ours = match self.codec().listed(id, entry) {
+            Listed::Name(_) => true,
+            Listed::Long => match self.read_long_name(&handle, id, entry) {
+                Ok(_) => true,
+                Err(_) => return self.mend_name(&handle, id, entry),
+            },
+            Listed::Dot | Listed::Helper | Listed::Unreadable => false,
+        };
+        match FileKind::from_mode(st.st_mode).filter(|_| ours) {
+            Some(FileKind::Regular) if st.st_size > 0 => self.mend(dir, entry, st),
+            Some(FileKind::Directory) => {
+                let below = DirHandle(backing::open_path(dir, entry)?);
+                if !self.holds_only_helpers(&below)? && self.mend_directory(&below)? {
+                    let above = rustix::fs::fstat(dir)?.st_ino;
+                    let at = (self.show_ino(st.st_ino), self.show_ino(above));
+                    self.write_dir_file(&below, at, DirId(crypto::random_array()))?;
+                }
+                Ok(Mended::Yes)
+            }
+            _ => Ok(Mended::Yes),
+        }
+    }
+
+    /// A new object whose long name never reached the disk gets another name.
+    fn mend_name(&self, dir: &DirHandle, id: Option<DirId>, entry: &[u8]) -> FsResult<Mended> {
+        let sidecar = backing::read_small(dir, &sidecar_of(entry), 4096)?;
+        let lost = sidecar.is_none_or(|bytes| is_zero(&bytes));
+        let Some(id) = id.filter(|_| lost && self.is_new_since(dir, entry)) else {
+            return Ok(Mended::Yes);
+        };
+        let random: [u8; 6] = crypto::random_array();
+        let name = format!("{LOST_NAME}{}", encode_name(&random));
+        let new = self.codec().entry(id, name.as_bytes())?;
+        rustix::fs::renameat_with(dir, entry, dir, &new.backing, RenameFlags::NOREPLACE)?;
+        backing::unlink_if_there(dir, &sidecar_of(entry))?;
+        log::warn!(
+            "backing entry {} was new and its name had not reached the disk when the last mount \
+             ended: it is called {name} now",
+            super::dirs::lossy(entry)
+        );
+        Ok(Mended::Yes)
+    }
+
+    /// Puts one file right.
+    fn mend(&self, dir: impl AsFd, entry: &[u8], st: &Stat) -> FsResult<Mended> {
         let dir = dir.as_fd();
         // Nobody opens a file while it changes here.
         let _alone = self.opening_files.write();
         if self.open.lock().contains_key(&self.show_ino(st.st_ino)) {
-            return Ok(false);
+            return Ok(Mended::Later);
         }
         let storage = Arc::new(FileStorage(backing::open_file(dir, entry, false)?));
         let state = self.state_of(&storage, || self.is_new_since(dir, entry))?;
         let len = match state {
-            State::Fits => return Ok(true),
+            State::Fits => return Ok(Mended::Yes),
             State::Long(len) => len,
             State::Torn(why) => {
                 log::warn!(
@@ -126,7 +230,7 @@ impl Volume {
         let storage = FileStorage(backing::open_file(dir, entry, true)?);
         storage.set_len(len)?;
         storage.set_mtime(mtime)?;
-        Ok(true)
+        Ok(if len == 0 { Mended::Emptied } else { Mended::Yes })
     }
 
     fn state_of(&self, storage: &Arc<FileStorage>, is_new: impl Fn() -> bool) -> FsResult<State> {
@@ -134,7 +238,11 @@ impl Volume {
             Ok(header) => header,
             // Growth of a file that was never committed.
             Err(StoreError::Header(_)) if is_unwritten(&**storage)? => return Ok(State::Long(0)),
-            Err(error @ StoreError::Header(_)) if is_new() => return Ok(State::Torn(error)),
+            Err(error @ StoreError::Header(_))
+                if object_of(&self.ctx, &**storage).is_some() && is_new() =>
+            {
+                return Ok(State::Torn(error));
+            }
             // Damage is for whoever reads it; no length would be right.
             Err(StoreError::Header(_)) => return Ok(State::Fits),
             Err(error) => return Err(error.into()),
@@ -187,7 +295,7 @@ impl Volume {
             return Ok(false);
         }
         let lost = match backing::read_small(handle, DIR_FILE, 4096)? {
-            Some(bytes) => crate::format::bytes::is_zero(&bytes),
+            Some(bytes) => is_zero(&bytes),
             None => true,
         };
         if lost {

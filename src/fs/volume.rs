@@ -212,7 +212,7 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
-            clean_until: (i64::MAX, 0),
+            clean_until: super::leftovers::NEVER,
             mended: AtomicBool::new(false),
             opening_files: RwLock::default(),
             firm: Arc::default(),

@@ -294,7 +294,7 @@ impl Journal {
     pub fn checkpoint(&self, whole: bool) -> io::Result<()> {
         let _alone = self.gate.write();
         let is_used = self.log.lock().open.as_ref().is_some_and(|open| open.end > ALIGN);
-        if !is_used && !(whole && self.loose.load(Ordering::Acquire)) {
+        if !is_used && (!whole || !self.loose.load(Ordering::Acquire)) {
             return Ok(());
         }
         self.refuse_frozen()?;

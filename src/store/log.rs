@@ -49,6 +49,13 @@ pub(super) struct Commit<'a> {
     pub mtime: Option<Time>,
 }
 
+impl Commit<'_> {
+    /// Or only keys or times? What was written in place belongs to the next state of the content.
+    fn is_content(&self) -> bool {
+        self.generation > self.base
+    }
+}
+
 /// Checksum of a fresh block.
 #[derive(Clone, Copy)]
 struct Sum {
@@ -74,6 +81,8 @@ pub struct FileLog {
     storage: Arc<dyn Storage>,
     place: Option<Box<dyn Whereabouts>>,
     me: Weak<FileLog>,
+    /// Held while a commit is made: one for the time only repeats what the last one said.
+    turn: Mutex<()>,
     /// Identity of the last commit, for records without content.
     object: Mutex<Option<ObjectId>>,
     pending: RwLock<Pending>,
@@ -123,6 +132,7 @@ impl FileLog {
             journal,
             storage,
             place,
+            turn: Mutex::default(),
             object: Mutex::default(),
             is_pending: AtomicBool::new(!pending.is_empty()),
             pending: RwLock::new(pending),
@@ -196,6 +206,11 @@ impl FileLog {
 
     /// Appends a commit to the journal. On an error the state may be in the journal or not.
     pub(super) fn commit(&self, commit: Commit<'_>) -> io::Result<()> {
+        let _turn = self.turn.lock();
+        self.commit_in_turn(&commit)
+    }
+
+    fn commit_in_turn(&self, commit: &Commit<'_>) -> io::Result<()> {
         self.refuse_failed()?;
         let journal = self.journal()?;
         *self.object.lock() = Some(commit.object);
@@ -203,7 +218,7 @@ impl FileLog {
             self.flush_fresh()?;
         }
         for _ in 0..TRIES {
-            match self.try_commit(journal, &commit)? {
+            match self.try_commit(journal, commit)? {
                 Some(()) => return Ok(()),
                 None => journal.make_room()?,
             }
@@ -233,9 +248,11 @@ impl FileLog {
         debug_assert!(folded.is_ok(), "a record of our own");
         self.is_pending.store(true, Ordering::Release);
         drop(pending);
-        let mut loose = self.loose.lock();
-        loose.sums.clear();
-        loose.end = 0;
+        if commit.is_content() {
+            let mut loose = self.loose.lock();
+            loose.sums.clear();
+            loose.end = 0;
+        }
         Ok(Some(()))
     }
 
@@ -300,7 +317,7 @@ impl FileLog {
             len: commit.len,
             path,
             blocks: blocks.collect(),
-            fresh: self.fresh(commit),
+            fresh: if commit.is_content() { self.fresh(commit) } else { Vec::new() },
             freed: commit.freed.clone(),
         }
     }
@@ -411,6 +428,13 @@ impl FileLog {
         if self.is_pending() { self.pending.read().bytes() } else { 0 }
     }
 
+    /// What a failed write left is not known. The engine relies on none of it.
+    fn forget_sums(&self, range: Range<u64>) {
+        let mut loose = self.loose.lock();
+        self.changed();
+        loose.sums.retain(|offset, _| !range.contains(offset));
+    }
+
     /// Remembers what was written; a record that refers to it must name its checksums.
     fn note_sums(&self, bufs: &[IoSlice<'_>], offset: u64) {
         if !self.has_state.load(Ordering::Acquire) {
@@ -424,6 +448,16 @@ impl FileLog {
             let (crc, len) = (crc32fast::hash(block), block.len() as u32);
             loose.sums.insert(at, Sum { crc, len, change });
             at += block.len() as u64;
+        }
+    }
+}
+
+impl Drop for FileLog {
+    /// Whoever opens the file next shall see what is on disk, not what a failed flush left in memory:
+    /// flushing that again would succeed without writing it.
+    fn drop(&mut self) {
+        if self.failed.load(Ordering::Acquire) {
+            self.storage.drop_cache();
         }
     }
 }
@@ -458,7 +492,10 @@ impl Storage for FileLog {
             loose.end = loose.end.max(offset + len as u64);
         }
         let written = self.apart(|| self.storage.write_at(bufs, offset));
-        self.note_sums(bufs, offset);
+        match written {
+            Ok(()) => self.note_sums(bufs, offset),
+            Err(_) => self.forget_sums(offset..offset + len as u64),
+        }
         written
     }
 
@@ -501,6 +538,7 @@ impl Storage for FileLog {
             *resting = None;
             return self.storage.set_mtime(time);
         }
+        let _turn = self.turn.lock();
         let (generation, len) = {
             let pending = self.pending.read();
             (pending.generation, pending.len)
@@ -509,8 +547,8 @@ impl Storage for FileLog {
             return self.storage.set_mtime(time);
         };
         let (base, mtime) = (generation, Some(time));
-        let (blocks, first, freed) = (&[][..], None, vec![]);
-        self.commit(Commit { object, base, generation, blocks, first, freed, len, mtime })
+        let (blocks, first, freed) = (&[][..], None, Vec::new());
+        self.commit_in_turn(&Commit { object, base, generation, blocks, first, freed, len, mtime })
     }
 
     /// Makes everything that was committed before the call firm.

@@ -150,7 +150,8 @@ struct Scan<'a> {
     behind: Vec<Record<'a>>,
 }
 
-/// Works out what a journal does to the files of its volume. Nothing is written.
+/// Works out what a journal does to the files of its volume, as far as they are on disk or going
+/// to be. Nothing is written.
 ///
 /// Errors: the head is damaged or foreign (`StoreError::Header`; nothing may be applied), or the
 /// journal or a file cannot be read.
@@ -159,6 +160,7 @@ pub fn recover(
     journal: &dyn Storage,
     locate: &dyn Locate,
 ) -> Result<(Vec<Recovered>, Report), StoreError> {
+    journal.drop_cache();
     let mut bytes = vec![0; journal.len()? as usize];
     let len = journal.read_at(&mut bytes, 0)?;
     bytes.truncate(len);
@@ -175,7 +177,7 @@ pub fn recover(
             None => found.extend(never_written(locate, &records, &mut report)?),
         }
     }
-    report.damaged = is_damaged(ctx, locate, &scan.behind, last)?;
+    report.damaged |= is_damaged(ctx, locate, &scan.behind, last)?;
     report.dropped += scan.behind.iter().filter(|r| r.number > last).count() as u64;
     Ok((found, report))
 }
@@ -190,11 +192,12 @@ pub fn replay(
     journal: &dyn Storage,
     locate: &dyn Locate,
 ) -> Result<Report, StoreError> {
-    let (files, report) = recover(ctx, journal, locate)?;
-    if !files.is_empty() && !made(Mutation::ReplayBeforeFirm) {
-        // After a mere kill the records and what they rely on may not be on disk yet.
+    if !made(Mutation::ReplayBeforeFirm) {
+        // After a mere kill the records and what they rely on may not be on disk yet. What is not
+        // there now, because an earlier flush failed, is not seen.
         medium.sync_all()?;
     }
+    let (files, report) = recover(ctx, journal, locate)?;
     files.iter().try_for_each(Recovered::write_in_place)?;
     if !made(Mutation::RemoveBeforeFlush) {
         medium.sync_all()?;
@@ -208,6 +211,7 @@ pub fn replay(
 /// Was this journal never in use? A stop while it was being made leaves a head of which a part was
 /// never written, and no record: the head is flushed before the first.
 pub fn is_unused(journal: &dyn Storage) -> io::Result<bool> {
+    journal.drop_cache();
     let mut bytes = vec![0; BLOCK];
     let len = journal.read_at(&mut bytes, 0)?;
     let unwritten = |part: &[u8]| crate::format::bytes::is_zero(part);
@@ -278,6 +282,7 @@ fn decide(
     let path = || records.iter().rev().find(|r| !r.path.is_empty()).map(|r| r.path.clone());
     let path = path().unwrap_or_default();
     let (first, last) = (&records[0], &records[records.len() - 1]);
+    located.storage.drop_cache();
     let generation = match Content::read_header(ctx, &*located.storage) {
         Ok(header) => Some(header.generation),
         // Torn by a checkpoint that was interrupted: the records hold all of it.
@@ -299,7 +304,11 @@ fn decide(
     let skip = if made(Mutation::LastRecordOnly) { keep.saturating_sub(1) } else { 0 };
     let mut pending = Pending::default();
     for record in &records[skip..keep] {
-        pending.add(record)?;
+        if pending.add(record).is_err() {
+            // Records before these were destroyed, in a way that hides that they were there.
+            report.damaged = true;
+            return Ok(None);
+        }
     }
     let was_empty = pending.is_empty() && first.base == 0 && generation.is_none_or(|g| g <= 1);
     let is_newer = pending.is_empty() || generation.is_some_and(|g| g > pending.generation);

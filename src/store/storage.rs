@@ -43,6 +43,9 @@ pub trait Storage: Send + Sync {
     fn set_mtime(&self, time: (i64, u32)) -> io::Result<()>;
     /// Flushes data and size.
     fn sync(&self) -> io::Result<()>;
+    /// Forgets what the system holds in memory of the file and need not write: after a failed flush
+    /// that may be what never reached the disk. Best effort.
+    fn drop_cache(&self) {}
     /// The journal's side of the file, if its commits go there.
     fn log(&self) -> Option<&super::FileLog> {
         None
@@ -153,5 +156,11 @@ impl Storage for FileStorage {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn drop_cache(&self) {
+        if let Err(error) = rustix::fs::fadvise(&self.0, 0, None, rustix::fs::Advice::DontNeed) {
+            log::debug!("cannot drop what is cached of a file: {error}");
+        }
     }
 }

@@ -36,7 +36,7 @@ fn moments(recording: &Recording) -> Vec<Moment> {
 /// Every state a file ever had.
 fn history(all: &[Moment]) -> BTreeMap<FileId, Vec<Snap>> {
     let mut states: BTreeMap<FileId, Vec<Snap>> = BTreeMap::new();
-    for (id, known) in all.iter().flat_map(|moment| &moment.oracle.0) {
+    for (id, known) in all.iter().flat_map(|moment| &moment.oracle.files) {
         let list = states.entry(*id).or_default();
         for snap in &known.states {
             if !list.iter().any(|s| Arc::ptr_eq(s, snap)) {
@@ -91,7 +91,7 @@ fn back_up(volume: &Volume, all: &[Moment], torn: bool, rng: &mut Rng) -> Result
     for (id, found) in volume.states(&disk) {
         let empty = Vec::new();
         let when = pieces.iter().find(|(file, ..)| *file == id).map_or(0, |(_, when, _)| when[1]);
-        let was_committed = all[when].oracle.0.get(&id).is_some_and(|k| !k.last.is_empty());
+        let was_committed = all[when].oracle.files.get(&id).is_some_and(|k| !k.last.is_empty());
         judge(&found, states.get(&id).unwrap_or(&empty), torn || !was_committed)
             .map_err(|e| format!("file {id} of a backup {e}; copied: {pieces:?}"))?;
     }

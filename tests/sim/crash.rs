@@ -34,11 +34,14 @@ pub enum Outcome {
     LaterSectors,
     /// All but the last change of each file.
     AllButLast,
+    /// Of each write only the first pages, so many, or all but these.
+    Head(u64),
+    Tail(u64),
     /// Any subset.
     Random(u64),
 }
 
-pub const PATTERNS: [Outcome; 15] = [
+pub const PATTERNS: [Outcome; 19] = [
     Outcome::Kill(None),
     Outcome::Kill(Some(1)),
     Outcome::Nothing,
@@ -54,6 +57,10 @@ pub const PATTERNS: [Outcome; 15] = [
     Outcome::FirstSectors,
     Outcome::LaterSectors,
     Outcome::AllButLast,
+    Outcome::Head(1),
+    Outcome::Head(3),
+    Outcome::Tail(2),
+    Outcome::Tail(4),
 ];
 
 impl Outcome {
@@ -80,13 +87,15 @@ enum Fate {
     SizesOnly,
     Sectors(fn(u64) -> bool),
     AllButLast,
+    Head(u64),
+    Tail(u64),
     /// Each sector and the sizes by chance: of 16, so many survive in full.
     Chance(u64),
 }
 
 impl Fate {
     fn random(rng: &mut Rng) -> Self {
-        match rng.below(12) {
+        match rng.below(14) {
             0 => Self::None,
             1 => Self::All,
             2 => Self::DataOnly,
@@ -96,6 +105,8 @@ impl Fate {
             6 => Self::AllButLast,
             7 => Self::Chance(1),
             8 => Self::Chance(15),
+            9 => Self::Head(1 + rng.below(5)),
+            10 => Self::Tail(1 + rng.below(5)),
             _ => Self::Chance(8),
         }
     }
@@ -103,15 +114,20 @@ impl Fate {
     fn sizes(self, rng: &mut Rng, count: usize) -> usize {
         match self {
             Self::None | Self::DataOnly => 0,
-            Self::All | Self::SizesOnly | Self::Sectors(_) => count,
+            Self::All | Self::SizesOnly | Self::Sectors(_) | Self::Head(_) | Self::Tail(_) => count,
             Self::AllButLast => count.saturating_sub(1),
             Self::Chance(_) => rng.below(count as u64 + 1) as usize,
         }
     }
 
     /// Which version of a sector: the number of changes to it that are written.
-    fn version(self, rng: &mut Rng, sector: u64, touches: &[usize], last: usize) -> usize {
-        let all = touches.len();
+    fn version(self, rng: &mut Rng, sector: u64, touches: &[usize], file: &SimFile) -> usize {
+        let (all, last) = (touches.len(), file.volatile.len() - 1);
+        // Within the last write to it.
+        let page = match touches.last().map(|at| &file.volatile[*at]) {
+            Some(Change::Write { offset, .. }) => sector * SECTOR / PAGE - offset / PAGE,
+            _ => 0,
+        };
         match self {
             Self::None | Self::SizesOnly => 0,
             Self::All | Self::DataOnly => all,
@@ -123,6 +139,20 @@ impl Fate {
                 }
             }
             Self::AllButLast => touches.iter().filter(|t| **t < last).count(),
+            Self::Head(pages) => {
+                if page < pages {
+                    all
+                } else {
+                    0
+                }
+            }
+            Self::Tail(pages) => {
+                if page < pages {
+                    0
+                } else {
+                    all
+                }
+            }
             Self::Chance(of) if rng.below(16) < of => all,
             Self::Chance(_) => rng.below(all as u64 + 1) as usize,
         }
@@ -178,7 +208,7 @@ pub fn outcome_of(
     out
 }
 
-fn len_after(change: &Change, len: u64) -> u64 {
+pub fn len_after(change: &Change, len: u64) -> u64 {
     match change {
         Change::Write { offset, data } => len.max(offset + data.len() as u64),
         Change::SetLen(new) => *new,
@@ -258,14 +288,15 @@ fn fate(outcome: Outcome, is_last: bool, is_journal: bool, rng: &mut Rng) -> Fat
         Outcome::OnlyJournal => if_all(is_journal),
         Outcome::AllButJournal => if_all(!is_journal),
         Outcome::AllButLast => Fate::AllButLast,
+        Outcome::Head(pages) => Fate::Head(pages),
+        Outcome::Tail(pages) => Fate::Tail(pages),
         Outcome::Random(_) => Fate::random(rng),
     }
 }
 
 fn chosen(file: &SimFile, fate: Fate, rng: &mut Rng) -> Image {
     let sizes = fate.sizes(rng, size_changes(file));
-    let last = file.volatile.len().saturating_sub(1);
-    outcome_of(file, sizes, |sector, touches| fate.version(rng, sector, touches, last))
+    outcome_of(file, sizes, |sector, touches| fate.version(rng, sector, touches, file))
 }
 
 impl SimFile {

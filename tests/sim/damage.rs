@@ -39,7 +39,7 @@ fn ruin(image: &mut Image, rng: &mut Rng) {
 type History = BTreeMap<FileId, Vec<Snap>>;
 
 fn remember(history: &mut History, oracle: &Oracle) {
-    for (id, known) in &oracle.0 {
+    for (id, known) in &oracle.files {
         let list = history.entry(*id).or_default();
         for snap in known.states.iter().chain(&known.flight) {
             if !list.iter().any(|s| Arc::ptr_eq(s, snap)) {
@@ -123,7 +123,7 @@ fn a_gap_among_firm_records_is_reported() {
         let mut world = runner.disk.world();
         let journal = *world.names.iter().find(|(name, _)| is_journal(name)).unwrap().1;
         let file = &mut world.files[journal];
-        let start = [0, ends[0] - 0, ends[1], ends[3]][ruined];
+        let start = [ends[0], ends[1], ends[3]][ruined - 1];
         Arc::make_mut(&mut file.current).put(PAGE + start, b"ruined");
         let disk = SimDisk::new(world);
         let (_, reports) = volume.view(&disk).unwrap();

@@ -82,12 +82,13 @@ impl SimDisk {
     pub fn world(&self) -> World {
         self.lock().world.clone()
     }
-    /// Events so far.
+    /// Events so far that change what is on disk.
+    pub fn changes(&self) -> usize {
+        let is_change = |e: &&Event| !matches!(e, Event::DropCache { .. } | Event::Mark(_));
+        self.lock().log.iter().filter(is_change).count()
+    }
     pub fn take_log(&self) -> Vec<Event> {
         std::mem::take(&mut self.lock().log)
-    }
-    pub fn events(&self) -> usize {
-        self.lock().log.len()
     }
     /// Event number `at` turns out to be another one.
     pub fn amend(&self, at: usize, mark: Mark) {
@@ -176,10 +177,13 @@ impl Storage for SimStorage {
         Ok(())
     }
     fn set_mtime(&self, _time: (i64, u32)) -> io::Result<()> {
-        self.disk.lock().enter(Event::Mtime { file: self.id })
+        self.disk.lock().enter(Event::Mtime)
     }
     fn sync(&self) -> io::Result<()> {
         self.disk.lock().enter(Event::Sync { file: self.id })
+    }
+    fn drop_cache(&self) {
+        self.disk.lock().record(Event::DropCache { file: self.id });
     }
 }
 

@@ -135,3 +135,26 @@ fn any_failing_call_leaves_what_was_committed() {
     }
     println!("{total} crashes after faults");
 }
+
+/// The system says once that it could not write, forgets it, and shows what it did not write.
+#[test]
+fn what_a_failed_flush_dropped_is_not_firm_after_opening_anew() {
+    let _quiet = crate::sound();
+    let volume = Volume::new(1 << 31, 1, (64 << 10, 64 << 10));
+    let disk = SimDisk::default();
+    let journal = volume.journal(&disk);
+    let file = disk.create_file("f0").unwrap();
+    let log = || volume.log(&disk, &journal, (file, "f0"), false, &mut Rng(1));
+    let content = volume.create(log());
+    content.write(0, &[1; 9000]).unwrap();
+    content.commit().unwrap();
+    disk.set_fault(Some(Fault { after: 0, times: 1, errno: EIO }));
+    assert!(content.sync().is_err());
+    assert!(content.sync().is_err(), "until it is opened anew");
+    drop(content);
+    let opened = volume.open(log(), true);
+    let claims = opened.is_ok_and(|(content, _)| content.sync().is_ok());
+    let crashed = SimDisk::new(disk.world().crash(Outcome::Nothing, None));
+    let there = volume.open(crashed.file(file), false).is_ok();
+    assert!(there || !claims);
+}

@@ -1,6 +1,5 @@
 //! What each promise allows: the committed states of every file, and which of them are firm.
 
-use crate::crash::Outcome;
 use crate::model::Model;
 use crate::world::{Event, FileId};
 use std::collections::BTreeMap;
@@ -82,7 +81,11 @@ pub struct Known {
 }
 
 #[derive(Clone, Default)]
-pub struct Oracle(pub BTreeMap<FileId, Known>);
+pub struct Oracle {
+    pub files: BTreeMap<FileId, Known>,
+    /// A flush failed: what was not firm then may be lost even without a power cut.
+    pub flush_failed: bool,
+}
 
 /// What was found of a file after recovery.
 pub enum Found {
@@ -104,9 +107,8 @@ impl Known {
         }
     }
 
-    /// The state that was found, if it is one that may be.
-    pub fn judge(&self, outcome: Outcome, found: &Found) -> Result<Option<Snap>, String> {
-        let kill = outcome.is_kill();
+    /// The state that was found, if it is one that may be: after a mere kill, the newest.
+    pub fn judge(&self, kill: bool, found: &Found) -> Result<Option<Snap>, String> {
         let base = if kill && !self.last.is_empty() { &self.last } else { &self.states };
         let must_be = !self.gone && if kill { !self.last.is_empty() } else { self.firm };
         let whole = if kill { !self.last.is_empty() } else { self.firm };
@@ -136,14 +138,18 @@ impl Known {
 
 impl Oracle {
     pub fn note(&mut self, event: &Event) {
-        let Event::Mark(mark) = event else { return };
+        let Event::Mark(mark) = event else {
+            let failed = matches!(event, Event::FailedSync { .. } | Event::FailedSyncAll);
+            self.flush_failed |= failed;
+            return;
+        };
         match mark {
             Mark::Nothing | Mark::Op(_) => {}
             Mark::Begin { file, states } => {
-                self.0.entry(*file).or_default().flight = states.clone();
+                self.files.entry(*file).or_default().flight = states.clone();
             }
             Mark::End { file, states, which } => {
-                let known = self.0.entry(*file).or_default();
+                let known = self.files.entry(*file).or_default();
                 known.flight.clear();
                 known.states.extend(states.iter().cloned());
                 match which {
@@ -153,10 +159,10 @@ impl Oracle {
                     Which::Some | Which::Maybe => known.last.extend(states.iter().cloned()),
                 }
             }
-            Mark::Firm { file } => self.0.entry(*file).or_default().make_firm(),
-            Mark::FirmAll => self.0.values_mut().for_each(Known::make_firm),
-            Mark::Broken { file } => self.0.entry(*file).or_default().broken = true,
-            Mark::Gone { file } => self.0.entry(*file).or_default().gone = true,
+            Mark::Firm { file } => self.files.entry(*file).or_default().make_firm(),
+            Mark::FirmAll => self.files.values_mut().for_each(Known::make_firm),
+            Mark::Broken { file } => self.files.entry(*file).or_default().broken = true,
+            Mark::Gone { file } => self.files.entry(*file).or_default().gone = true,
         }
     }
 }

@@ -117,11 +117,12 @@ pub fn run(seed: u64, faults: bool) -> Result<usize, String> {
 
 /// [`run`], with panics as failures; every fourth with faults.
 pub fn run_safely(seed: u64) -> Result<usize, String> {
-    let done =
-        catch_unwind(AssertUnwindSafe(|| run(seed, seed % 4 == 0))).unwrap_or_else(|panic| {
+    let done = catch_unwind(AssertUnwindSafe(|| run(seed, seed.is_multiple_of(4)))).unwrap_or_else(
+        |panic| {
             let text = panic.downcast_ref::<String>().cloned();
             Err(text.or(panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default())
-        });
+        },
+    );
     done.map_err(|e| format!("seed {seed}: {e}"))
 }
 

@@ -177,6 +177,10 @@ impl Runner {
         self.slots[slot].as_mut().unwrap()
     }
 
+    pub fn log(&mut self, slot: usize) -> Arc<FileLog> {
+        self.file(slot).log.clone()
+    }
+
     pub fn has(&self, slot: usize) -> bool {
         self.slots[slot].is_some()
     }

@@ -57,347 +57,160 @@ impl Short {
     }
 }
 
-fn of_one_file() -> Vec<Short> {
-    let (whole, far) = (GROUPS as usize + 200_000, GROUPS + 3 * GROUP);
+/// Contents that grow.
+#[rustfmt::skip]
+fn growing() -> Vec<Short> {
+    let groups = GROUPS as usize;
     vec![
-        on_file(
-            "append after fsync",
-            20_000,
-            &[
-                Append(0, 7),
-                Fsync(0),
-                Append(0, 5000),
-                Commit(0),
-                Append(0, 9),
-                Commit(0),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "append directly",
-            20_000,
-            &[Append(0, 100_000), Commit(0), Append(0, 70_000), Append(0, 3), Fsync(0), Commit(0)],
-        ),
-        on_file(
-            "append into new groups",
-            GROUPS as usize - 100,
-            &[Append(0, 300), Fsync(0), Append(0, 700_000), Commit(0), Append(0, 99), Fsync(0)],
-        ),
-        on_file(
-            "overwrite 100 bytes",
-            20_000,
-            &[
-                Write(0, 5000, 100),
-                Fsync(0),
-                Write(0, 5050, 100),
-                Commit(0),
-                Write(0, 0, 100),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "overwrite a block",
-            whole,
-            &[
-                Write(0, 8192, 4096),
-                Fsync(0),
-                Write(0, GROUPS, 4096),
-                Commit(0),
-                Fsync(0),
-                Write(0, 8192, 4096),
-            ],
-        ),
-        on_file(
-            "shrink",
-            whole,
-            &[
-                Truncate(0, GROUPS + 5000),
-                Commit(0),
-                Truncate(0, 9000),
-                Fsync(0),
-                Append(0, 90_000),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "shrink and grow in one commit",
-            90_000,
-            &[Truncate(0, 9000), Append(0, 70_000), Commit(0), Append(0, 70_000), Fsync(0)],
-        ),
-        on_file(
-            "grow",
-            9000,
-            &[
-                Truncate(0, 9001),
-                Commit(0),
-                Truncate(0, 600_000),
-                Fsync(0),
-                Write(0, 590_000, 70_000),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "growth that is never committed",
-            9000,
-            &[Truncate(0, 600_000), Write(0, 300_000, 70_000), Checkpoint(true), Write(0, 10, 10)],
-        ),
-        on_file(
-            "punch",
-            100_000,
-            &[
-                Punch(0, 4096, 40_000),
-                Commit(0),
-                Write(0, 8192, 9000),
-                Commit(0),
-                Checkpoint(false),
-                Write(0, 0, 80_000),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "empty and write little",
-            100_000,
-            &[
-                Truncate(0, 0),
-                Write(0, 0, 300),
-                Commit(0),
-                Fsync(0),
-                Truncate(0, 0),
-                Append(0, 50),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "empty and write much",
-            whole,
-            &[
-                Truncate(0, 0),
-                Write(0, 0, 100_000),
-                Commit(0),
-                Write(0, 100_000, 100_000),
-                Fsync(0),
-                Checkpoint(false),
-                Append(0, 80_000),
-            ],
-        ),
-        on_file(
-            "empty, grow, write in the middle",
-            whole,
-            &[
-                Truncate(0, 0),
-                Truncate(0, far),
-                Write(0, GROUPS + GROUP, 70_000),
-                Fsync(0),
-                Write(0, 0, 9),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "far away",
-            9000,
-            &[
-                Write(0, GROUPS + 130 * GROUP, 9000),
-                Fsync(0),
-                Write(0, GROUPS + 127 * GROUP, 99),
-                Commit(0),
-                Truncate(0, 9),
-                Fsync(0),
-            ],
-        ),
-        on_file("times", 9000, &[Mtime(0), Write(0, 1, 1), Mtime(0), Fsync(0), Mtime(0), Fsync(0)]),
-        on_file(
-            "reserve",
-            9000,
-            &[
-                Allocate(0, 0, 90_000, true),
-                Append(0, 70_000),
-                Allocate(0, 0, 200_000, false),
-                Fsync(0),
-            ],
-        ),
+        on_file("append after fsync", 20_000, &[
+            Append(0, 7), Fsync(0), Append(0, 5000), Commit(0), Append(0, 9), Commit(0), Fsync(0),
+        ]),
+        on_file("append directly", 20_000, &[
+            Append(0, 100_000), Commit(0), Append(0, 70_000), Append(0, 3), Fsync(0), Commit(0),
+        ]),
+        on_file("append into new groups", groups - 100, &[
+            Append(0, 300), Fsync(0), Append(0, 700_000), Commit(0), Append(0, 99), Fsync(0),
+        ]),
+        on_file("grow", 9000, &[
+            Truncate(0, 9001), Commit(0), Truncate(0, 600_000), Fsync(0),
+            Write(0, 590_000, 70_000), Fsync(0),
+        ]),
+        on_file("growth that is never committed", 9000, &[
+            Truncate(0, 600_000), Write(0, 300_000, 70_000), Checkpoint(true), Write(0, 10, 10),
+        ]),
+        on_file("far away", 9000, &[
+            Write(0, GROUPS + 130 * GROUP, 9000), Fsync(0), Write(0, GROUPS + 127 * GROUP, 99),
+            Commit(0), Truncate(0, 9), Fsync(0),
+        ]),
+        on_file("reserve", 9000, &[
+            Allocate(0, 0, 90_000, true), Append(0, 70_000), Allocate(0, 0, 200_000, false), Fsync(0),
+        ]),
+    ]
+}
+
+/// Contents that change where they are.
+#[rustfmt::skip]
+fn overwriting() -> Vec<Short> {
+    let keys = on_file("new segment keys", 30_000, &[
+        Write(0, 0, 9000), Commit(0), Write(0, 8192, 70_000), Fsync(0), Append(0, 9),
+    ]);
+    let header = on_file("a long header", 9000, &[
+        Write(0, 0, 10), Fsync(0), Append(0, 80_000), Commit(0), Checkpoint(false), Write(0, 9, 9),
+    ]);
+    vec![
+        on_file("overwrite 100 bytes", 20_000, &[
+            Write(0, 5000, 100), Fsync(0), Write(0, 5050, 100), Commit(0), Write(0, 0, 100), Fsync(0),
+        ]),
+        on_file("overwrite a block", GROUPS as usize + 200_000, &[
+            Write(0, 8192, 4096), Fsync(0), Write(0, GROUPS, 4096), Commit(0), Fsync(0),
+            Write(0, 8192, 4096),
+        ]),
+        on_file("punch", 100_000, &[
+            Punch(0, 4096, 40_000), Commit(0), Write(0, 8192, 9000), Commit(0), Checkpoint(false),
+            Write(0, 0, 80_000), Fsync(0),
+        ]),
+        on_file("times", 9000, &[
+            Mtime(0), Write(0, 1, 1), Mtime(0), Fsync(0), Mtime(0), Fsync(0),
+        ]),
+        on_file("rewrap", 9000, &[
+            Rewrap(0), Fsync(0), Write(0, 5, 5), Commit(0), Rewrap(0), Checkpoint(false), Rewrap(0),
+            Rewrap(0), Fsync(0), Checkpoint(false), Write(0, 0, 20_000), Commit(0),
+        ]),
+        Short { rekey: 9, ..keys },
+        Short { header_blocks: 4, ..header },
+    ]
+}
+
+/// Contents that shrink.
+#[rustfmt::skip]
+fn shrinking() -> Vec<Short> {
+    let whole = GROUPS as usize + 200_000;
+    vec![
+        on_file("shrink", whole, &[
+            Truncate(0, GROUPS + 5000), Commit(0), Truncate(0, 9000), Fsync(0), Append(0, 90_000),
+            Fsync(0),
+        ]),
+        on_file("shrink and grow in one commit", 90_000, &[
+            Truncate(0, 9000), Append(0, 70_000), Commit(0), Append(0, 70_000), Fsync(0),
+        ]),
+        on_file("empty and write little", 100_000, &[
+            Truncate(0, 0), Write(0, 0, 300), Commit(0), Fsync(0), Truncate(0, 0), Append(0, 50),
+            Fsync(0),
+        ]),
+        on_file("empty and write much", whole, &[
+            Truncate(0, 0), Write(0, 0, 100_000), Commit(0), Write(0, 100_000, 100_000), Fsync(0),
+            Checkpoint(false), Append(0, 80_000),
+        ]),
+        on_file("empty, grow, write in the middle", whole, &[
+            Truncate(0, 0), Truncate(0, GROUPS + 3 * GROUP), Write(0, GROUPS + GROUP, 70_000),
+            Fsync(0), Write(0, 0, 9), Fsync(0),
+        ]),
         Short {
-            rekey: 9,
-            ..on_file(
-                "new segment keys",
-                30_000,
-                &[Write(0, 0, 9000), Commit(0), Write(0, 8192, 70_000), Fsync(0), Append(0, 9)],
-            )
-        },
-        Short {
-            header_blocks: 4,
-            ..on_file(
-                "a long header",
-                9000,
-                &[
-                    Write(0, 0, 10),
-                    Fsync(0),
-                    Append(0, 80_000),
-                    Commit(0),
-                    Checkpoint(false),
-                    Write(0, 9, 9),
-                ],
-            )
+            inner: Inner::All,
+            ..on_file("recovery itself", 9000, &[
+                Append(0, 70_000), Write(0, 0, 9), Commit(0), Truncate(0, 9000), Fsync(0),
+            ])
         },
     ]
 }
 
-fn of_the_volume() -> Vec<Short> {
-    let both = [Create(1), Write(1, 0, 9000), Commit(1)];
-    let few: Vec<Op> = [Write(0, 5, 100), Write(1, 5, 100), Commit(0), Commit(1)].into();
+/// Names, and files that are new.
+#[rustfmt::skip]
+fn naming() -> Vec<Short> {
+    vec![
+        on_file("rename over", 9000, &[
+            Create(1), Write(1, 0, 9000), Commit(1), Fsync(1), Write(0, 5, 5), Commit(0),
+            Rename(1, 0), Write(0, 1, 1), Fsync(0),
+        ]),
+        on_file("close without fsync", 9000, &[
+            Write(0, 5, 100), Reopen(0), Checkpoint(false), Reopen(0), Append(0, 9), Reopen(0),
+            Checkpoint(true),
+        ]),
+        on_file("unlink and create", 9000, &[
+            Write(0, 5, 100), Commit(0), Unlink(0), Create(0), Write(0, 0, 5000), Commit(0),
+            Write(0, 1, 1), Commit(0), Fsync(0),
+        ]),
+        on_file("unlink while open", 9000, &[
+            Write(0, 5, 100), Commit(0), UnlinkOpen(0), Create(0), Write(0, 0, 5000), Fsync(0),
+            UnlinkOpen(0), Checkpoint(false),
+        ]),
+        on_file("a second commit before the first fsync", 9000, &[
+            Create(1), Write(1, 0, 9000), Commit(1), Write(1, 5, 100), Commit(1),
+            Append(1, 70_000), Commit(1), Write(0, 1, 1), Fsync(0), Fsync(1), Write(1, 0, 9),
+            Fsync(1),
+        ]),
+    ]
+}
+
+/// Checkpoints, wanted or because the journal is full.
+#[rustfmt::skip]
+fn checkpointing() -> Vec<Short> {
     let small: Vec<Op> = (0..12).flat_map(|i| [Write(0, i * 2000, 100), Commit(0)]).collect();
     let large: Vec<Op> = (0..4).flat_map(|i| [Write(0, i * 9000, 30_000), Fsync(0)]).collect();
-    let many: Vec<Op> = (1..12)
-        .flat_map(|i| [Create(i), Write(i, 0, 9), Fsync(i), Write(i, 3, 9), Commit(i)])
-        .collect();
-    let with = |head: &[Op], tail: &[Op]| [head, tail].concat();
+    let new = |i| [Create(i), Write(i, 0, 9), Fsync(i), Write(i, 3, 9), Commit(i)];
+    let mut many: Vec<Op> = (1..12).flat_map(new).collect();
+    many.extend([Checkpoint(false), Write(3, 0, 9), Commit(3)]);
     vec![
-        on_file(
-            "rewrap",
-            9000,
-            &[
-                Rewrap(0),
-                Fsync(0),
-                Write(0, 5, 5),
-                Commit(0),
-                Rewrap(0),
-                Checkpoint(false),
-                Rewrap(0),
-                Rewrap(0),
-                Fsync(0),
-                Checkpoint(false),
-                Write(0, 0, 20_000),
-                Commit(0),
-            ],
-        ),
-        on_file(
-            "rename over",
-            9000,
-            &with(
-                &both,
-                &[Fsync(1), Write(0, 5, 5), Commit(0), Rename(1, 0), Write(0, 1, 1), Fsync(0)],
-            ),
-        ),
-        on_file(
-            "close without fsync",
-            9000,
-            &[
-                Write(0, 5, 100),
-                Reopen(0),
-                Checkpoint(false),
-                Reopen(0),
-                Append(0, 9),
-                Reopen(0),
-                Checkpoint(true),
-            ],
-        ),
-        on_file(
-            "checkpoint",
-            9000,
-            &with(
-                &both,
-                &with(
-                    &few,
-                    &[
-                        Checkpoint(false),
-                        Write(1, 9, 9),
-                        Append(0, 70_000),
-                        Commit(0),
-                        Checkpoint(true),
-                        Write(0, 0, 9),
-                        Commit(0),
-                    ],
-                ),
-            ),
-        ),
-        on_file(
-            "checkpoint of many",
-            9000,
-            &with(&many, &[Checkpoint(false), Write(3, 0, 9), Commit(3)]),
-        ),
+        on_file("checkpoint", 9000, &[
+            Create(1), Write(1, 0, 9000), Commit(1), Write(0, 5, 100), Write(1, 5, 100), Commit(0),
+            Commit(1), Checkpoint(false), Write(1, 9, 9), Append(0, 70_000), Commit(0),
+            Checkpoint(true), Write(0, 0, 9), Commit(0),
+        ]),
+        on_file("checkpoint of many", 9000, &many),
         on_file("a full journal", 40_000, &small).with_journal(8 << 10, 8 << 10),
         on_file("a growing journal", 40_000, &large).with_journal(8 << 10, 256 << 10),
-        on_file(
-            "a journal full of removed files",
-            9000,
-            &with(
-                &both,
-                &[
-                    Fsync(1),
-                    Write(1, 5, 5),
-                    Fsync(1),
-                    Unlink(1),
-                    Write(0, 5, 100),
-                    Commit(0),
-                    Write(0, 5, 100),
-                    Fsync(0),
-                    Write(0, 1, 1),
-                    Fsync(0),
-                ],
-            ),
-        )
-        .with_journal(16 << 10, 16 << 10),
-        on_file(
-            "unlink and create",
-            9000,
-            &[
-                Write(0, 5, 100),
-                Commit(0),
-                Unlink(0),
-                Create(0),
-                Write(0, 0, 5000),
-                Commit(0),
-                Write(0, 1, 1),
-                Commit(0),
-                Fsync(0),
-            ],
-        ),
-        on_file(
-            "unlink while open",
-            9000,
-            &[
-                Write(0, 5, 100),
-                Commit(0),
-                UnlinkOpen(0),
-                Create(0),
-                Write(0, 0, 5000),
-                Fsync(0),
-                UnlinkOpen(0),
-                Checkpoint(false),
-            ],
-        ),
-        on_file(
-            "a second commit before the first fsync",
-            9000,
-            &with(
-                &both,
-                &[
-                    Write(1, 5, 100),
-                    Commit(1),
-                    Append(1, 70_000),
-                    Commit(1),
-                    Write(0, 1, 1),
-                    Fsync(0),
-                    Fsync(1),
-                    Write(1, 0, 9),
-                    Fsync(1),
-                ],
-            ),
-        ),
-        Short {
-            inner: Inner::All,
-            ..on_file(
-                "recovery itself",
-                9000,
-                &[Append(0, 70_000), Write(0, 0, 9), Commit(0), Truncate(0, 9000), Fsync(0)],
-            )
-        },
+        on_file("a journal full of removed files", 9000, &[
+            Create(1), Write(1, 0, 9000), Fsync(1), Write(1, 5, 5), Fsync(1), Unlink(1),
+            Write(0, 5, 100), Commit(0), Write(0, 5, 100), Fsync(0), Write(0, 1, 1), Fsync(0),
+        ]).with_journal(16 << 10, 16 << 10),
     ]
 }
 
 pub fn all() -> Vec<Short> {
-    let mut all = of_one_file();
-    all.extend(of_the_volume());
-    all
+    [growing(), overwriting(), shrinking(), naming(), checkpointing()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 #[test]

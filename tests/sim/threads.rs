@@ -10,6 +10,7 @@ use crate::runner::{Op, Runner};
 use crate::support::Rng;
 use crate::volume::Volume;
 use crate::world::World;
+use kmsfs::store::Storage;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const WRITERS: usize = 3;
@@ -58,6 +59,43 @@ fn writers_and_checkpoints_do_not_disturb_each_other() {
     let rounds = std::env::var("KMSFS_SIM_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     for seed in 1..=rounds {
         if let Err(error) = run(seed) {
+            panic!("{error}");
+        }
+    }
+}
+
+/// Times are set from outside while the content is being committed.
+#[test]
+fn setting_times_does_not_disturb_commits() {
+    let _quiet = crate::sound();
+    for seed in 1..=20 {
+        let volume = Volume::new(1 << 31, 1, (64 << 10, 64 << 10));
+        let disk = SimDisk::default();
+        let mut runner = Runner::new(&volume, disk.clone(), seed, vec![]);
+        for op in [Op::Create(0), Op::Write(0, 0, 9000), Op::Fsync(0), Op::Append(0, 9)] {
+            runner.run(op).unwrap();
+        }
+        let (log, done) = (runner.log(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while done.load(Ordering::SeqCst) == 0 {
+                    log.set_mtime((5, 6)).unwrap();
+                }
+            });
+            for _ in 0..100 {
+                runner.run(Op::Append(0, 3000)).unwrap();
+                runner.run(Op::Commit(0)).unwrap();
+                runner.compare();
+            }
+            runner.run(Op::Fsync(0)).unwrap();
+            done.store(1, Ordering::SeqCst);
+        });
+        let (start, oracle) = (World::default(), Oracle::default());
+        let log = runner.into_log();
+        let recording = Recording { volume, start, oracle, log };
+        let end = [recording.log.len()];
+        let outcomes = || vec![Outcome::Nothing, Outcome::Everything];
+        if let Err(error) = recording.explore(&end, usize::MAX, Inner::None, outcomes) {
             panic!("{error}");
         }
     }

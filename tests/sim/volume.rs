@@ -125,7 +125,7 @@ impl Volume {
                 states.insert(id, self.seen(storage));
             }
         }
-        if disk.events() > 0 {
+        if disk.changes() > 0 {
             return Err("reading a crashed volume wrote to it".into());
         }
         Ok((states, reports))

@@ -28,9 +28,8 @@ pub enum Event {
         offset: u64,
         len: u64,
     },
-    Mtime {
-        file: FileId,
-    },
+    /// Of no consequence, but a call.
+    Mtime,
     Sync {
         file: FileId,
     },
@@ -39,6 +38,9 @@ pub enum Event {
         file: FileId,
     },
     FailedSyncAll,
+    DropCache {
+        file: FileId,
+    },
     SyncAll,
     Create {
         name: Arc<str>,
@@ -158,6 +160,8 @@ pub struct SimFile {
     pub volatile: Vec<Change>,
     /// So many of `volatile` were dropped by a failed flush: read back, but never written.
     pub dropped: usize,
+    /// Some of what is read back is neither durable nor going to be.
+    pub phantom: bool,
     /// The next flush reports the failure of an earlier one, of everything.
     pub error: bool,
     /// Number of the creation among all namespace operations, until it is durable.
@@ -170,10 +174,36 @@ impl SimFile {
         self.volatile.push(change);
     }
 
+    /// What a failed flush dropped is not read back any more; its sizes are not dropped.
+    fn drop_cache(&mut self) {
+        if self.dropped == 0 && !self.phantom {
+            return;
+        }
+        self.phantom = false;
+        let mut len = self.durable.len;
+        let mut left = Vec::new();
+        for (at, change) in std::mem::take(&mut self.volatile).into_iter().enumerate() {
+            let before = len;
+            len = crate::crash::len_after(&change, len);
+            match change {
+                Change::Write { .. } | Change::Punch { .. } if at < self.dropped => {
+                    left.extend((len != before).then_some(Change::SetLen(len)));
+                }
+                change => left.push(change),
+            }
+        }
+        self.dropped = 0;
+        let mut image = (*self.durable).clone();
+        left.iter().for_each(|change| change.apply(&mut image));
+        self.volatile = left;
+        self.current = Arc::new(image);
+    }
+
     fn sync(&mut self) {
-        if self.dropped == 0 {
+        if self.dropped == 0 && !self.phantom {
             self.durable = self.current.clone();
         } else {
+            self.phantom = true;
             let choose = |_: u64, touches: &[usize]| match touches.last() {
                 Some(last) if *last >= self.dropped => touches.len(),
                 _ => 0,
@@ -234,6 +264,7 @@ impl World {
                 self.files[*file].change(Change::Punch { offset: *offset, len: *len });
             }
             Event::Sync { file } => self.sync(*file),
+            Event::DropCache { file } => self.files[*file].drop_cache(),
             Event::FailedSync { file } => {
                 self.files[*file].dropped = self.files[*file].volatile.len();
             }
@@ -255,7 +286,7 @@ impl World {
             }
             Event::Unlink { name } => self.ns_op(NsOp::Unlink(name.clone())),
             Event::Rename { from, to } => self.ns_op(NsOp::Rename(from.clone(), to.clone())),
-            Event::SetLen { .. } | Event::Mtime { .. } | Event::Mark(_) => {}
+            Event::SetLen { .. } | Event::Mtime | Event::Mark(_) => {}
         }
     }
 
