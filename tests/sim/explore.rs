@@ -147,7 +147,7 @@ fn judge(oracle: &Oracle, outcome: Outcome, states: &States) -> Result<Snaps, St
         let unknown = Known::default();
         let known = oracle.files.get(id).unwrap_or(&unknown);
         let found = states.get(id).unwrap_or(&Found::Missing);
-        let kill = outcome.is_kill() && !oracle.flush_failed;
+        let kill = outcome.is_kill() && !oracle.flush_failed && !known.broken;
         let snap = known.judge(kill, found).map_err(|e| format!("file {id} {e}"))?;
         snaps.insert(*id, snap);
     }
