@@ -186,6 +186,9 @@ impl State {
         write_images(&*self.storage, &fresh)?;
         let blocks: Vec<_> = held.iter().map(|i| (i.offset, i.bytes)).collect();
         let len = self.ctx.layout.backing_len(self.size);
+        if is_first && self.storage.len()? < len {
+            self.storage.set_len(len)?;
+        }
         let mut freed = plan.settle.punches;
         if len < self.committed.len {
             freed.push(len..self.committed.len);

@@ -388,8 +388,9 @@ fn bad_blocks(storage: &dyn Storage, runs: &[Fresh]) -> io::Result<Vec<Range<u64
 
 /// Does the state of this record not depend on what stood in the block before?
 fn replaces(record: &Record<'_>, block: &Range<u64>) -> bool {
-    let image = |(offset, change): &(u64, Change<'_>)| {
-        *offset == block.start && matches!(change, Change::Image(_))
+    let image = |(offset, change): &(u64, Change<'_>)| match change {
+        Change::Image(bytes) => (*offset..*offset + bytes.len() as u64).contains(&block.start),
+        Change::Delta(_) => false,
     };
     record.blocks.iter().any(image)
         || record.freed.iter().any(|r| r.start < block.end && block.start < r.end)
