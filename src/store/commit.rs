@@ -178,8 +178,10 @@ impl State {
             }
             return Ok(plan.settle);
         };
+        // Of an attempt at the first commit that failed nothing was promised.
         let is_first = self.header.generation == 0;
-        let (mut fresh, held): (Vec<_>, Vec<_>) = plan.images.into_iter().partition(|i| i.fresh);
+        let in_place = |image: &Image<'_>| is_first || image.fresh;
+        let (mut fresh, held): (Vec<_>, Vec<_>) = plan.images.into_iter().partition(in_place);
         let first = if is_first { Some(fresh.remove(0).bytes) } else { None };
         write_images(&*self.storage, &fresh)?;
         let blocks: Vec<_> = held.iter().map(|i| (i.offset, i.bytes)).collect();

@@ -175,7 +175,7 @@ pub fn recover(
         let located = locate.open(records[0].object, records[0].ino, &records[0].path)?;
         match located {
             Some(located) => found.extend(decide(ctx, located, &records, &mut report)?),
-            None => found.extend(never_written(locate, &records, &mut report)?),
+            None => found.extend(never_written(ctx, locate, &records, &mut report)?),
         }
     }
     report.damaged |= is_damaged(ctx, locate, &scan.behind, last)?;
@@ -323,21 +323,23 @@ fn decide(
 /// A file that the records of its first commits do not find: nothing of its header has reached the
 /// disk, and it is to be empty again; or it has been removed.
 fn never_written(
+    ctx: &VolumeContext,
     locate: &dyn Locate,
     records: &[Record<'_>],
     report: &mut Report,
-) -> io::Result<Option<Recovered>> {
+) -> Result<Option<Recovered>, StoreError> {
     let first = &records[0];
     let located = match first.base {
         0 => locate.unwritten(first.ino, &first.path)?,
         _ => None,
     };
-    let Some(Located { storage, ino }) = located else {
-        report.missing += u64::from(first.base > 0);
-        return Ok(None);
-    };
-    report.dropped += records.len() as u64;
-    Ok(Some(Recovered { object: first.object, ino, storage, pending: Pending::default() }))
+    match located {
+        Some(located) => decide(ctx, located, records, report),
+        None => {
+            report.missing += u64::from(first.base > 0);
+            Ok(None)
+        }
+    }
 }
 
 /// How many records follow each other without a state missing in between.
