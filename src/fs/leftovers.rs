@@ -8,9 +8,10 @@
 //! it was promised either; a new object that lost its long name gets a short one.
 //!
 //! "New" is what the backing file system says was made since the last clean point, which is the time
-//! of the session's marker. Only while that marker stands is anything looked into: as files are
-//! opened, and by a walk in the background. The marker goes at the end of a session in which the walk
-//! has come through. Every file that is emptied is logged.
+//! of the session's marker. In a copied tree, where everything is new, nothing counts as such. Only
+//! while that marker stands is anything looked into: as files are opened, and by a walk in the
+//! background. The marker goes at the end of a session in which the walk has come through. Every file
+//! that is emptied is logged.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::crypto::volumekeys::encode_name;
 use crate::format::DirId;
 use crate::format::bytes::is_zero;
 use crate::format::header::Header;
+use crate::store::content::Time;
 use crate::store::recover::{is_unwritten, object_of};
 use crate::store::{Content, FileStorage, Storage, StoreError};
 
@@ -39,6 +41,8 @@ use crate::store::{Content, FileStorage, Storage, StoreError};
 const LOST_NAME: &str = "lost-name-";
 /// Time of a clean point that is not known.
 pub(super) const NEVER: (i64, u32) = (i64::MAX, 0);
+/// Longest text of a marker.
+const MARKER_MAX: usize = 4096;
 /// Clocks may have been put back a little since the marker was made, seconds.
 const SLACK: i64 = 3600;
 
@@ -60,6 +64,36 @@ enum State {
     Long(u64),
     /// New, and not all of it is there.
     Torn(StoreError),
+}
+
+/// Text of the marker of a session in `root`.
+pub(super) fn marker(root: &OwnedFd) -> String {
+    format!("pid {}\n{}\n", std::process::id(), identity(root))
+}
+
+/// What a copy of a directory does not have in common with it.
+fn identity(root: &OwnedFd) -> String {
+    let (ino, (seconds, nanos)) = born(root, b"").unwrap_or_default();
+    format!("root {ino} {seconds}.{nanos:09}")
+}
+
+/// Inode number and time of birth, where the backing tells it.
+fn born(dir: impl AsFd, entry: &[u8]) -> Option<(u64, Time)> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+    let st = statx(dir, entry, flags, StatxFlags::BTIME | StatxFlags::INO).ok()?;
+    let known = st.stx_mask & StatxFlags::BTIME.bits() != 0;
+    known.then_some((st.stx_ino, (st.stx_btime.tv_sec, st.stx_btime.tv_nsec)))
+}
+
+/// The last clean point, if the marker in `root` was made there. In a copy (a backup that was put
+/// back) everything is new, and nothing is what nobody had been promised.
+pub(super) fn clean_point_of(root: &OwnedFd, marked: Time) -> Time {
+    let entry = SESSION_NAME.as_bytes();
+    let text = backing::read_small(root, entry, MARKER_MAX).ok().flatten().unwrap_or_default();
+    let ours = text.split(|b| *b == b'\n').any(|line| line == identity(root).as_bytes());
+    // Copied back to where it was made, it is younger than its time says.
+    let stayed = born(root, entry).is_some_and(|(_, at)| at <= (marked.0 + 1, marked.1));
+    if ours && stayed { marked } else { NEVER }
 }
 
 impl Volume {
@@ -287,11 +321,7 @@ impl Volume {
 
     /// Was this made since the last clean point? Not where the backing does not say.
     fn is_new_since(&self, dir: impl AsFd, entry: &[u8]) -> bool {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
-        statx(dir, entry, flags, StatxFlags::BTIME).is_ok_and(|st| {
-            let known = st.stx_mask & StatxFlags::BTIME.bits() != 0;
-            known && (st.stx_btime.tv_sec, st.stx_btime.tv_nsec) >= self.clean_until
-        })
+        born(dir, entry).is_some_and(|(_, at)| at >= self.clean_until)
     }
 
     /// Gives another id to a new directory whose own never reached the disk, and names to what is in

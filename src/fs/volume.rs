@@ -19,6 +19,7 @@ use super::files::FileHandle;
 use super::firm::Firm;
 use super::inode::{Inode, InodeTable};
 use super::journal::{self, Recovery, Root};
+use super::leftovers;
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
 use crate::crypto::VolumeKeys;
@@ -212,7 +213,7 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
-            clean_until: super::leftovers::NEVER,
+            clean_until: leftovers::NEVER,
             mended: AtomicBool::new(false),
             opening_files: RwLock::default(),
             firm: Arc::default(),
@@ -409,7 +410,8 @@ impl Volume {
         let st = backing::stat_at(&self.root, SESSION_NAME.as_bytes());
         self.unclean = match st {
             Ok(st) => {
-                self.clean_until = (st.st_mtime, st.st_mtime_nsec as u32);
+                let marked = (st.st_mtime, st.st_mtime_nsec as u32);
+                self.clean_until = leftovers::clean_point_of(&self.root, marked);
                 true
             }
             Err(Errno::NOENT) => false,
@@ -435,8 +437,9 @@ impl Volume {
         let entry = SESSION_NAME.as_bytes();
         let st = backing::stat_at(&self.root, entry);
         if !st.is_ok_and(|st| FileKind::from_mode(st.st_mode) == Some(FileKind::Regular)) {
-            let text = format!("pid {}\n", std::process::id());
+            let text = leftovers::marker(&self.root);
             keep_times(&self.root, || backing::write_small(&self.root, entry, text.as_bytes()))?;
+            backing::open_file(&*self.root, entry, false)?.sync_data()?;
         }
         // Before anything changes: without the marker sizes would not be looked into.
         rustix::fs::fsync(&*self.root)?;

@@ -356,3 +356,31 @@ fn a_key_command_recovers_first() {
     }
     crashed.sound();
 }
+
+/// In a copy all files are new, but somebody may have been promised them.
+#[test]
+fn a_damaged_file_of_a_copied_volume_is_not_taken_for_a_new_one() {
+    let before = |at: &Path| put(&at.join("damaged"), 0, &b"before".repeat(2000));
+    let crashed = Crashed::after(before, |at| put(&at.join("other"), 0, b"AFTER"));
+    for how in ["-a", "-r"] {
+        let copy = Crashed { scratch: Scratch::new() };
+        let copied = Command::new("cp").arg(how).args([crashed.dir(), copy.dir()]).status();
+        assert!(copied.unwrap().success());
+        flip(&copy.dir().join("damaged"), 5000);
+        let bytes = fs::read(copy.dir().join("damaged")).unwrap();
+        let listed = || {
+            let report = ctl!("verify", copy.dir(), "--json").json();
+            report["damaged"][0]["path"].as_str().map(str::to_owned)
+        };
+        assert_eq!(listed().as_deref(), Some("/damaged"));
+        let point = copy.mount();
+        let read = fs::read(point.join("damaged"));
+        let other = fs::read(point.join("other"));
+        // Waits for the walk over the tree.
+        ctl!("umount", point).ok();
+        assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EIO), "cp {how}");
+        assert_eq!(other.unwrap(), b"AFTER");
+        assert_eq!(fs::read(copy.dir().join("damaged")).unwrap(), bytes, "cp {how}");
+        assert_eq!(listed().as_deref(), Some("/damaged"));
+    }
+}
