@@ -157,10 +157,13 @@ def chunk(segment, index, plain):
     return out[:-16], nonce + out[-16:]
 
 
+roots = {}
+
+
 def header(name, generation, size, seg0, tags, top):
     tags = tags.ljust(1792, b"\0")
     root = mac(tree_key, b"\xff" + u64(generation) + u64(size) + seg0 + tags + top)
-    show(name + " root hash", root)
+    roots[name] = show(name + " root hash", root)
     rec = recipient(1, 1, b"", data_wrapped)
     slot = bytes([1, 1]) + u16(len(rec)) + bytes(4) + data_key_id + commitment + rec
     h = (b"KMSFSHDR" + u16(1) + bytes([1, 12, 1]) + bytes(3) + volume_id + object_id + life_salt
@@ -190,8 +193,8 @@ blocks = (u64(0) + u32(0) + u32(B) + changed) + (u64(B) + u32(0) + u32(14) + cip
 fresh = u64(3 * B) + u32(1) + u32(5) + u32(zlib.crc32(b"fresh"))
 rest = path + blocks + fresh + u64(4 * B) + u64(5 * B)
 fixed = (u64(1) + u64(0) + object_id + u64(77) + u64(1) + u64(2) + u64(1700000001) + u32(500000000)
-         + u32(1) + u64(B + 14) + u32(len(path)) + u32(2) + u32(1) + u32(1))
-rec = b"KJR1" + u32(104 + len(rest) + 32) + fixed + rest
+         + u32(1) + u64(B + 14) + u32(len(path)) + u32(2) + u32(1) + u32(1) + roots["small file"][:16])
+rec = b"KJR1" + u32(120 + len(rest) + 32) + fixed + rest
 show("journal record", rec + mac(epoch_key, rec))
 
 section("The same object later: generation 2, 786436 bytes, all hole but the last 4, which are `tail`:\n"

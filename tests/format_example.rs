@@ -293,6 +293,7 @@ fn journal(e: &Example) {
         object: e.object(),
         ino: 77,
         base: 1,
+        base_root: array(&e.get("small file root hash")[..16]),
         generation: 2,
         mtime: Some((1_700_000_001, 500_000_000)),
         len: 4096 + 14,

@@ -17,6 +17,9 @@ pub const MAGIC: &[u8; 8] = b"KMSFSHDR";
 /// Bytes of the tags in the header.
 pub const TAGS_LEN: usize = 64 * TagEntry::LEN;
 
+/// Where the root hash stands in it.
+pub const ROOT_AT: usize = 80;
+
 const SEGMENT_AT: usize = 120;
 const BINDING_LEN: usize = 4 * 48;
 const TAGS_AT: usize = 344;
@@ -76,7 +79,7 @@ impl Header {
         out[48..64].copy_from_slice(&self.life_salt);
         out[64..72].copy_from_slice(&self.generation.to_le_bytes());
         out[72..80].copy_from_slice(&self.size.to_le_bytes());
-        out[80..112].copy_from_slice(&self.root_hash);
+        out[ROOT_AT..ROOT_AT + 32].copy_from_slice(&self.root_hash);
         out[112..120].copy_from_slice(&self.wrap_epoch.to_le_bytes());
         out[SEGMENT_AT..152].copy_from_slice(&self.segment.encode());
         encode_tags(&*self.tags, &mut out[TAGS_AT..TAGS_AT + TAGS_LEN]);

@@ -13,7 +13,7 @@ const RECORD_MAGIC: &[u8; 4] = b"KJR1";
 /// Bytes of a MAC.
 const MAC_LEN: usize = 32;
 /// Bytes of a record before its path.
-const FIXED_LEN: usize = 104;
+const FIXED_LEN: usize = 120;
 /// Records start at multiples of this: a record that is being written shares no block with one that
 /// is safe.
 pub const ALIGN: u64 = BLOCK as u64;
@@ -102,6 +102,9 @@ pub struct Record<'a> {
     pub ino: u64,
     /// Generation of the state this one follows; 0 = the empty file without a header.
     pub base: u64,
+    /// First bytes of the root hash of the state this one follows, zero if it has none: generations
+    /// alone do not tell two histories of a file apart.
+    pub base_root: [u8; 16],
     /// Generation of this state; equal to `base` when only keys or times changed.
     pub generation: u64,
     /// Modification time of the backing file.
@@ -165,6 +168,7 @@ impl Record<'_> {
         for count in [self.blocks.len(), self.fresh.len(), self.freed.len()] {
             out.extend_from_slice(&(count as u32).to_le_bytes());
         }
+        out.extend_from_slice(&self.base_root);
     }
 }
 
@@ -202,6 +206,7 @@ impl<'a> Record<'a> {
         let len = r.u64()?;
         let path_len = r.u32()? as usize;
         let counts = [r.u32()?, r.u32()?, r.u32()?];
+        let base_root = r.array()?;
         let path = r.take(path_len)?.to_vec();
         let blocks = decode_blocks(&mut r, counts[0])?;
         let fresh = decode_fresh(&mut r, counts[1])?;
@@ -219,6 +224,7 @@ impl<'a> Record<'a> {
             object,
             ino,
             base,
+            base_root,
             generation,
             mtime,
             len,

@@ -196,9 +196,11 @@ impl State {
         log.commit(Commit {
             object: header.object,
             base: self.header.generation,
+            base_root: &self.header.root_hash,
             generation: header.generation,
             blocks: &blocks,
             first,
+            root: &header.root_hash,
             freed,
             len,
             mtime: plan.settle.mtime,

@@ -38,11 +38,15 @@ pub trait Whereabouts: Send + Sync {
 pub(super) struct Commit<'a> {
     pub object: ObjectId,
     pub base: u64,
+    /// Root hash of that state.
+    pub base_root: &'a [u8; 32],
     pub generation: u64,
     /// Blocks that a committed state refers to, by offset.
     pub blocks: &'a [(u64, &'a [u8])],
     /// A file's first header, which goes to its place behind the record.
     pub first: Option<&'a [u8]>,
+    /// Root hash of this state.
+    pub root: &'a [u8; 32],
     /// Ranges this state does not refer to any more.
     pub freed: Vec<Range<u64>>,
     pub len: u64,
@@ -85,6 +89,8 @@ pub struct FileLog {
     turn: Mutex<()>,
     /// Identity of the last commit, for records without content.
     object: Mutex<Option<ObjectId>>,
+    /// Root hash of the state it made.
+    root: Mutex<Option<[u8; 32]>>,
     pending: RwLock<Pending>,
     /// `pending` is not empty; saves every read a lock.
     is_pending: AtomicBool,
@@ -134,6 +140,7 @@ impl FileLog {
             place,
             turn: Mutex::default(),
             object: Mutex::default(),
+            root: Mutex::default(),
             is_pending: AtomicBool::new(!pending.is_empty()),
             pending: RwLock::new(pending),
             loose: Mutex::default(),
@@ -214,6 +221,7 @@ impl FileLog {
         self.refuse_failed()?;
         let journal = self.journal()?;
         *self.object.lock() = Some(commit.object);
+        *self.root.lock() = Some(*commit.root);
         if self.loose.lock().sums.len() > FRESH_MAX {
             self.flush_fresh()?;
         }
@@ -312,6 +320,7 @@ impl FileLog {
             object: commit.object,
             ino,
             base: commit.base,
+            base_root: first_bytes(commit.base, commit.base_root),
             generation: commit.generation,
             mtime: commit.mtime,
             len: commit.len,
@@ -462,6 +471,14 @@ impl Drop for FileLog {
     }
 }
 
+/// What a record says of the root hash of its base.
+fn first_bytes(base: u64, root: &[u8; 32]) -> [u8; 16] {
+    match root.first_chunk() {
+        Some(bytes) if base > 0 => *bytes,
+        _ => [0; 16],
+    }
+}
+
 impl Fresh {
     /// Does the block at `offset` come right behind, all blocks so far being whole?
     fn is_followed_by(&self, offset: u64) -> bool {
@@ -547,8 +564,19 @@ impl Storage for FileLog {
             return self.storage.set_mtime(time);
         };
         let (base, mtime) = (generation, Some(time));
-        let (blocks, first, freed) = (&[][..], None, Vec::new());
-        self.commit_in_turn(&Commit { object, base, generation, blocks, first, freed, len, mtime })
+        let root = &self.root.lock().unwrap_or_default();
+        self.commit_in_turn(&Commit {
+            object,
+            base,
+            base_root: root,
+            generation,
+            blocks: &[],
+            first: None,
+            root,
+            freed: Vec::new(),
+            len,
+            mtime,
+        })
     }
 
     /// Makes everything that was committed before the call firm.

@@ -12,6 +12,7 @@ use super::log::FileLog;
 use super::mutation::{Mutation, made};
 use super::pending::Pending;
 use super::{Storage, StoreError};
+use crate::format::header::{Header, ROOT_AT};
 use crate::format::journal::{ALIGN, Change, Fresh, Head, RECORD_MAX, Record};
 use crate::format::{BLOCK, ObjectId};
 use std::collections::HashMap;
@@ -283,17 +284,18 @@ fn decide(
     let path = || records.iter().rev().find(|r| !r.path.is_empty()).map(|r| r.path.clone());
     let path = path().unwrap_or_default();
     let (first, last) = (&records[0], &records[records.len() - 1]);
-    let generation = match Content::read_header(ctx, &*located.storage) {
-        Ok(header) => Some(header.generation),
+    let header = match Content::read_header(ctx, &*located.storage) {
+        Ok(header) => Some(header),
         // Torn by a checkpoint that was interrupted: the records hold all of it.
         Err(StoreError::Header(_)) => None,
         Err(e) => return Err(e),
     };
-    if let Some(generation) = generation.filter(|_| !made(Mutation::IgnoreBase)) {
-        if generation > last.generation {
+    let generation = header.as_ref().map(|header| header.generation);
+    if let Some(header) = header.filter(|_| !made(Mutation::IgnoreBase)) {
+        if header.generation > last.generation {
             return Ok(None);
         }
-        if generation < first.base {
+        if header.generation < first.base || !is_of_this_history(&header, records) {
             report.older.push(path);
             return Ok(None);
         }
@@ -318,6 +320,24 @@ fn decide(
     report.replayed.push(path);
     let Located { storage, ino } = located;
     Ok(Some(Recovered { object: first.object, ino, storage, pending }))
+}
+
+/// Is the state in place the one that the records know by its generation? Two copies of a file that
+/// went on apart have states of the same number. What they cannot tell is taken for theirs.
+fn is_of_this_history(header: &Header, records: &[Record<'_>]) -> bool {
+    let named = records.iter().find(|r| r.base == header.generation).map(|r| r.base_root);
+    let root = named.or_else(|| {
+        let mut pending = Pending::default();
+        let made = records.iter().take_while(|r| r.generation <= header.generation);
+        made.into_iter().try_for_each(|record| pending.add(record)).ok()?;
+        pending.image(0).and_then(root_in)
+    });
+    root.is_none_or(|root| header.root_hash.starts_with(&root))
+}
+
+/// First bytes of the root hash in the bytes of a header.
+fn root_in(header: &[u8]) -> Option<[u8; 16]> {
+    header.get(ROOT_AT..)?.first_chunk().copied()
 }
 
 /// A file that the records of its first commits do not find: nothing of its header has reached the

@@ -41,9 +41,11 @@ pub fn rewrap_header(
     file.commit(Commit {
         object: header.object,
         base: header.generation,
+        base_root: &header.root_hash,
         generation: header.generation,
         blocks: &[(0, &bytes)],
         first: None,
+        root: &header.root_hash,
         freed: Vec::new(),
         len: ctx.layout.backing_len(header.size),
         mtime: Some(mtime),

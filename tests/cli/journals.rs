@@ -347,3 +347,23 @@ fn modes_do_not_matter_and_stay() {
     assert_eq!(mode & 0o7777, 0o400);
     assert_eq!(crashed.cat("file"), "AFTERe........");
 }
+
+/// A copy went on on its own, and its file was put back: of the same age as the journal's records by
+/// its generation, but not what they follow.
+#[test]
+fn a_file_of_another_history_is_left_alone() {
+    let before = |at: &Path| put(&at.join("file"), 0, &b".".repeat(20_000));
+    let crashed = Crashed::after(before, |_| {});
+    crashed.recover();
+    let fork = Crashed { scratch: Scratch::new() };
+    let copied = Command::new("cp").arg("-a").args([crashed.dir(), fork.dir()]).status().unwrap();
+    assert!(copied.success());
+    crashed.go_on(|at| put(&at.join("file"), 0, b"AAAAA"));
+    fork.go_on(|at| put(&at.join("file"), 9000, b"FORKS"));
+    fork.recover();
+    fs::copy(fork.dir().join("file"), crashed.dir().join("file")).unwrap();
+    let facts = crashed.recover();
+    crashed.sound();
+    assert_eq!(strings(&facts["recovered"]), [""; 0]);
+    assert_eq!(&crashed.cat("file")[9000..9005], "FORKS");
+}

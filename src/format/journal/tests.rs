@@ -16,6 +16,7 @@ fn record(image: &[u8]) -> Record<'_> {
         object: ObjectId([3; 16]),
         ino: 77,
         base: 4,
+        base_root: [6; 16],
         generation: 5,
         mtime: Some((-5, 999_999_999)),
         len: 12_345,
