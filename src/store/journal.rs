@@ -102,6 +102,9 @@ pub struct Journal {
     loose: AtomicBool,
     /// A file with records was removed, perhaps not durably.
     discarded: AtomicBool,
+    /// And it had records from when it was empty, which find it by its place alone: another file that
+    /// stands there now must not be taken for it.
+    ghosts: AtomicBool,
     frozen: AtomicBool,
     checkpoints: AtomicU64,
 }
@@ -132,6 +135,7 @@ impl Journal {
             // By a mount before, perhaps, that was killed.
             loose: AtomicBool::new(true),
             discarded: AtomicBool::new(false),
+            ghosts: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             checkpoints: AtomicU64::new(0),
         })
@@ -223,9 +227,15 @@ impl Journal {
     }
 
     /// This file is gone. Its records are needed until that is durable: a crash may bring it back.
-    pub(super) fn forget(&self, object: ObjectId) {
+    pub(super) fn forget(&self, object: ObjectId, began_empty: bool) {
+        self.ghosts.fetch_or(began_empty, Ordering::AcqRel);
         self.discarded.store(true, Ordering::Release);
         self.files.lock().remove(&object);
+    }
+
+    /// May a record take a new file for one that was removed?
+    pub(super) fn has_ghosts(&self) -> bool {
+        self.ghosts.load(Ordering::Acquire)
     }
 
     fn create(&self) -> io::Result<Open> {
@@ -295,19 +305,22 @@ impl Journal {
         let _alone = self.gate.write();
         let is_used = self.log.lock().open.as_ref().is_some_and(|open| open.end > ALIGN);
         if !is_used && (!whole || !self.loose.load(Ordering::Acquire)) {
+            self.ghosts.store(false, Ordering::Release);
             return Ok(());
         }
         self.refuse_frozen()?;
         // In this order: a file discarded later is still among the files.
         let discarded = self.discarded.swap(false, Ordering::AcqRel);
+        let ghosts = self.ghosts.swap(false, Ordering::AcqRel);
         let mut files: Vec<_> = self.files.lock().values().cloned().collect();
         files.sort_by_key(|file| file.last());
         let singly = !whole && !discarded && files.len() <= FEW;
-        if let Err(error) = self.write_all_in_place(&files, singly) {
+        let done = self.write_all_in_place(&files, singly).and_then(|()| self.restart());
+        if let Err(error) = done {
             self.discarded.fetch_or(discarded, Ordering::AcqRel);
+            self.ghosts.fetch_or(ghosts, Ordering::AcqRel);
             return Err(error);
         }
-        self.restart()?;
         files.iter().for_each(|file| file.settled());
         self.files.lock().clear();
         self.checkpoints.fetch_add(1, Ordering::Relaxed);

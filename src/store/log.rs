@@ -106,6 +106,8 @@ pub struct FileLog {
     changes: AtomicU64,
     flushed: AtomicU64,
     failed: AtomicBool,
+    /// It has a record from when it was empty.
+    began_empty: AtomicBool,
 }
 
 impl FileLog {
@@ -149,6 +151,7 @@ impl FileLog {
             changes: AtomicU64::new(1),
             flushed: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            began_empty: AtomicBool::new(false),
         })
     }
 
@@ -238,6 +241,7 @@ impl FileLog {
     fn try_commit(&self, journal: &Arc<Journal>, commit: &Commit<'_>) -> io::Result<Option<()>> {
         let _open = journal.enter()?;
         let mut record = self.record(commit);
+        self.began_empty.fetch_or(commit.first.is_some(), Ordering::AcqRel);
         match journal.append(&mut record)? {
             Appended::Full => return Ok(None),
             Appended::Done => journal.register(commit.object, &self.me),
@@ -407,6 +411,7 @@ impl FileLog {
     pub(super) fn settled(&self) {
         let mut pending = self.pending.write();
         pending.clear();
+        self.began_empty.store(false, Ordering::Release);
         self.is_pending.store(false, Ordering::Release);
     }
 
@@ -415,11 +420,22 @@ impl FileLog {
         self.journal()?.checkpoint(false)
     }
 
-    /// Forgets a file nobody can reach any more.
+    /// Forgets a file nobody can reach any more. A checkpoint that has begun still brings it to its
+    /// newest state: what it holds stays for that.
     pub fn discard(&self) {
         if let (Some(journal), Some(object)) = (&self.journal, *self.object.lock()) {
-            journal.forget(object);
-            self.settled();
+            journal.forget(object, self.began_empty.load(Ordering::Acquire));
+            self.is_pending.store(false, Ordering::Release);
+        }
+    }
+
+    /// Before the file gets its first bytes.
+    fn lay_ghosts(&self) -> io::Result<()> {
+        match &self.journal {
+            Some(journal) if journal.has_ghosts() && self.storage.is_empty()? => {
+                journal.checkpoint(false)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -502,6 +518,7 @@ impl Storage for FileLog {
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         self.refuse_failed()?;
+        self.lay_ghosts()?;
         let len: usize = bufs.iter().map(|b| b.len()).sum();
         {
             // Before the write, so that a checkpoint does not cut it away.
@@ -519,6 +536,7 @@ impl Storage for FileLog {
     /// Cuts only what no committed state can refer to.
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.refuse_failed()?;
+        self.lay_ghosts()?;
         let held = if self.is_pending() { self.pending.read().held_len() } else { 0 };
         let mut loose = self.loose.lock();
         let have = self.storage.len()?;

@@ -231,6 +231,7 @@ impl World {
     pub fn crash(&self, outcome: Outcome, last: Option<FileId>) -> World {
         if let Outcome::Kill(pages) = outcome {
             let mut world = self.clone();
+            world.files.iter_mut().for_each(|file| file.closed = true);
             if let (Some(pages), Some(last)) = (pages, last) {
                 world.files[last].shorten_last(pages);
             }
@@ -241,7 +242,8 @@ impl World {
         let mut names = self.durable_names.clone();
         self.ns[..self.kept_names(outcome, &mut rng)].iter().for_each(|op| op.apply(&mut names));
         let journals: Vec<FileId> = self.journals();
-        let mut files = vec![SimFile::default(); self.files.len()];
+        let gone = SimFile { closed: true, ..SimFile::default() };
+        let mut files = vec![gone; self.files.len()];
         for id in names.values() {
             let file = &self.files[*id];
             let fate = fate(outcome, last == Some(*id), journals.contains(id), &mut rng);
@@ -251,7 +253,8 @@ impl World {
                 _ => Arc::new(chosen(file, fate, &mut rng)),
             };
             let (durable, current) = (image.clone(), image);
-            files[*id] = SimFile { ino: file.ino, durable, current, ..SimFile::default() };
+            files[*id] =
+                SimFile { ino: file.ino, durable, current, closed: true, ..SimFile::default() };
         }
         World { files, durable_names: names.clone(), names, ns: Vec::new(), ns_done: 0 }
     }

@@ -84,7 +84,9 @@ impl SimDisk {
     }
     /// Events so far that change what is on disk.
     pub fn changes(&self) -> usize {
-        let is_change = |e: &&Event| !matches!(e, Event::DropCache { .. } | Event::Mark(_));
+        let is_change = |e: &&Event| {
+            !matches!(e, Event::DropCache { .. } | Event::Open { .. } | Event::Mark(_))
+        };
         self.lock().log.iter().filter(is_change).count()
     }
     pub fn take_log(&self) -> Vec<Event> {
@@ -122,6 +124,9 @@ impl SimDisk {
     }
     pub fn unlink(&self, name: &str) -> io::Result<()> {
         self.lock().enter(Event::Unlink { name: name.into() })
+    }
+    pub fn open(&self, file: FileId, yes: bool) {
+        self.lock().record(Event::Open { file, yes });
     }
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.lock().enter(Event::Rename { from: from.into(), to: to.into() })

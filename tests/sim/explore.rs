@@ -182,7 +182,7 @@ fn check_inner(
             let stop = |e| format!("{e}, after a second stop ({second:?}) in recovery event {at}");
             volume.recover(&disk).map_err(stop)?;
             let again = volume.states(&disk);
-            if outcome.is_kill() && !second.is_kill() {
+            if outcome.is_kill() && (!second.is_kill() || oracle.flush_failed) {
                 judge(oracle, second, &again).map_err(stop)?;
             } else {
                 same(states, &again).map_err(stop)?;
@@ -207,11 +207,13 @@ fn after(world: World, outcome: Outcome, oracle: &Oracle, snaps: Snaps) -> Recov
             // is told again: the system's limit, for files that were never firm.
             let broken = known.broken || oracle.flush_failed && !known.firm;
             let (firm, gone, flight) = (known.firm, known.gone, Vec::new());
-            next.files.insert(id, Known { firm, gone, broken, states, last, flight });
+            let firm_empty = known.firm_empty;
+            next.files.insert(id, Known { firm, gone, firm_empty, broken, states, last, flight });
         } else if snap.is_some() {
             let (firm, gone, flight) = (true, false, Vec::new());
+            let known = Known::default();
             let states = last.clone();
-            next.files.insert(id, Known { firm, gone, states, last, flight, broken: false });
+            next.files.insert(id, Known { firm, gone, states, last, flight, ..known });
         } else {
             // Damaged, and never firm: it may be what it was meant to be, with holes.
             let states = known.states.iter().chain(&known.flight).cloned().collect();

@@ -55,6 +55,14 @@ pub enum Mark {
         file: FileId,
     },
     FirmAll,
+    /// Without any committed state: it is there, and empty.
+    FirmEmpty {
+        file: FileId,
+    },
+    /// It is not where its records will say.
+    Moved {
+        file: FileId,
+    },
     /// The file may be gone from now on.
     Gone {
         file: FileId,
@@ -71,6 +79,8 @@ pub struct Known {
     /// It must be there.
     pub firm: bool,
     pub gone: bool,
+    /// It must not be damaged: it is empty or in one of its committed states.
+    pub firm_empty: bool,
     pub broken: bool,
     /// Committed states, from the firm one on.
     pub states: Vec<Snap>,
@@ -110,15 +120,15 @@ impl Known {
     /// The state that was found, if it is one that may be: after a mere kill, the newest.
     pub fn judge(&self, kill: bool, found: &Found) -> Result<Option<Snap>, String> {
         let base = if kill && !self.last.is_empty() { &self.last } else { &self.states };
-        let must_be = !self.gone && if kill { !self.last.is_empty() } else { self.firm };
         let whole = if kill { !self.last.is_empty() } else { self.firm };
+        let must_be = !self.gone && (whole || self.firm_empty);
         let seen = match found {
             Found::Missing if must_be => return Err("is missing".into()),
             Found::Empty if whole => return Err("is empty".into()),
             Found::Missing | Found::Empty => return Ok(None),
             Found::State(seen) => seen,
         };
-        if !seen.damage.is_empty() && whole {
+        if !seen.damage.is_empty() && (whole || self.firm_empty) {
             return Err(format!("is damaged: {:?}", seen.damage));
         }
         let mut allowed = base.iter().chain(&self.flight).rev();
@@ -126,7 +136,7 @@ impl Known {
             return Ok(seen.damage.is_empty().then(|| snap.clone()));
         }
         // Nothing of it can be read: reported, if the file was never firm.
-        if seen.header.is_none() && !whole {
+        if seen.header.is_none() && !whole && !self.firm_empty {
             return Ok(None);
         }
         let allowed: Vec<_> = base.iter().chain(&self.flight).collect();
@@ -161,6 +171,8 @@ impl Oracle {
             }
             Mark::Firm { file } => self.files.entry(*file).or_default().make_firm(),
             Mark::FirmAll => self.files.values_mut().for_each(Known::make_firm),
+            Mark::FirmEmpty { file } => self.files.entry(*file).or_default().firm_empty = true,
+            Mark::Moved { file } => self.files.entry(*file).or_default().firm_empty = false,
             Mark::Broken { file } => self.files.entry(*file).or_default().broken = true,
             Mark::Gone { file } => self.files.entry(*file).or_default().gone = true,
         }

@@ -158,6 +158,7 @@ impl Runner {
             faulty: false,
         };
         for (slot, id, snap) in known {
+            runner.disk.open(id, true);
             let log = runner.log_of(id, slot, true);
             let (content, wrap) = volume.open(log.clone(), true).unwrap();
             let model = snap.content.clone();
@@ -314,9 +315,16 @@ impl Runner {
 
     fn fsync(&mut self, slot: usize) -> Result<(), StoreError> {
         let done = self.commit(slot, Content::sync);
-        let file = self.file(slot).id;
-        self.file(slot).broken |= done.is_err();
-        self.disk.mark(if done.is_ok() { Mark::Firm { file } } else { Mark::Broken { file } });
+        let knows = self.volume.sure && !self.faulty;
+        let opened = self.file(slot);
+        opened.broken |= done.is_err();
+        let (file, written) = (opened.id, opened.generation() > 0);
+        self.disk.mark(match done {
+            Err(_) => Mark::Broken { file },
+            Ok(()) if written => Mark::Firm { file },
+            Ok(()) if knows => Mark::FirmEmpty { file },
+            Ok(()) => Mark::Nothing,
+        });
         done
     }
 
@@ -360,9 +368,15 @@ impl Runner {
     }
 
     fn close_for_good(&mut self, slot: usize) {
-        let Some(file) = self.slots[slot].take() else { return };
+        if let Some(file) = self.slots[slot].take() {
+            self.discard(file);
+        }
+    }
+
+    fn discard(&self, file: Slot) {
         drop(file.content);
         file.log.discard();
+        self.disk.open(file.id, false);
     }
 
     fn unlink_open(&mut self, slot: usize) -> Result<(), StoreError> {
@@ -372,8 +386,7 @@ impl Runner {
         self.orphans.extend(file);
         if self.orphans.len() > 1 {
             let file = self.orphans.remove(0);
-            drop(file.content);
-            file.log.discard();
+            self.discard(file);
         }
         // Something is still done with it.
         let orphan = self.orphans.pop();
@@ -394,6 +407,8 @@ impl Runner {
         if self.has(to) {
             self.gone(to);
         }
+        let file = self.file(from).id;
+        self.disk.mark(Mark::Moved { file });
         self.disk.rename(&name(from), &name(to))?;
         self.close_for_good(to);
         self.slots[to] = self.slots[from].take();

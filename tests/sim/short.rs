@@ -174,6 +174,15 @@ fn naming() -> Vec<Short> {
             Write(0, 5, 100), Commit(0), UnlinkOpen(0), Create(0), Write(0, 0, 5000), Fsync(0),
             UnlinkOpen(0), Checkpoint(false),
         ]),
+        on_file("an empty file that is firm", 9000, &[
+            Create(1), Fsync(1), Write(1, 0, 9000), Commit(1), Append(1, 70_000), Commit(1),
+            Write(1, 5, 9), Fsync(1), Create(2), Fsync(2), Write(2, 0, 70_000), Checkpoint(false),
+            Commit(2), Fsync(2),
+        ]),
+        on_file("a new file where another was", 9000, &[
+            Create(1), Fsync(1), Write(1, 0, 9000), Fsync(1), Write(1, 0, 9000), Commit(1),
+            Unlink(1), Create(1), Write(1, 0, 70_000), Commit(1), Fsync(1),
+        ]),
         on_file("a second commit before the first fsync", 9000, &[
             Create(1), Write(1, 0, 9000), Commit(1), Write(1, 5, 100), Commit(1),
             Append(1, 70_000), Commit(1), Write(0, 1, 1), Fsync(0), Fsync(1), Write(1, 0, 9),

@@ -19,6 +19,8 @@ pub struct Volume {
     pub key: Arc<DataKey>,
     /// Sizes of a journal.
     pub journal: (u64, u64),
+    /// Records say rightly where their files are.
+    pub sure: bool,
 }
 
 /// A path and a number as they were when asked for the last time, or wrong.
@@ -35,13 +37,14 @@ pub type States = BTreeMap<FileId, Found>;
 impl Volume {
     pub fn new(rekey_limit: u64, header_blocks: u8, journal: (u64, u64)) -> Self {
         let ctx = context(rekey_limit, header_blocks);
-        Self { ctx, key: Arc::new(DataKey(Secret::random())), journal }
+        Self { ctx, key: Arc::new(DataKey(Secret::random())), journal, sure: true }
     }
 
     pub fn random(rng: &mut Rng) -> Self {
         let limit = rng.pick(&[1 << 31, 1 << 31, 150, 400]);
         let journal = rng.pick(&[(8 << 10, 8 << 10), (64 << 10, 256 << 10), (1 << 20, 4 << 20)]);
-        Self::new(limit, rng.pick(&[1, 1, 1, 2, 4]), journal)
+        let volume = Self::new(limit, rng.pick(&[1, 1, 1, 2, 4]), journal);
+        Self { sure: rng.below(2) == 0, ..volume }
     }
 
     pub fn journal(&self, disk: &SimDisk) -> Arc<Journal> {
@@ -59,8 +62,9 @@ impl Volume {
         committed: bool,
         rng: &mut Rng,
     ) -> Arc<FileLog> {
-        let ino = disk.ino(file.0) + u64::from(rng.below(3) == 0);
-        let path = if rng.below(3) == 0 { "f0" } else { file.1 };
+        let mut wrong = || !self.sure && rng.below(3) == 0;
+        let ino = disk.ino(file.0) + u64::from(wrong());
+        let path = if wrong() { "f0" } else { file.1 };
         let hint = Hint(ino, path.as_bytes().to_vec());
         FileLog::new(journal.clone(), disk.file(file.0), Box::new(hint), committed)
     }
@@ -82,7 +86,8 @@ impl Volume {
     }
 
     fn seen(&self, storage: Arc<dyn Storage>) -> Found {
-        if storage.len().unwrap() == 0 {
+        // Longer than nothing, but without a header: a leftover, which a mount takes for empty.
+        if recover::is_unwritten(&*storage).unwrap() {
             return Found::Empty;
         }
         match self.open(storage, false) {

@@ -48,6 +48,11 @@ pub enum Event {
     Unlink {
         name: Arc<str>,
     },
+    /// Somebody has it open, or nobody any more.
+    Open {
+        file: FileId,
+        yes: bool,
+    },
     Rename {
         from: Arc<str>,
         to: Arc<str>,
@@ -162,6 +167,8 @@ pub struct SimFile {
     pub dropped: usize,
     /// Some of what is read back is neither durable nor going to be.
     pub phantom: bool,
+    /// Its number is free once it has no name.
+    pub closed: bool,
     /// The next flush reports the failure of an earlier one, of everything.
     pub error: bool,
     /// Number of the creation among all namespace operations, until it is durable.
@@ -284,6 +291,7 @@ impl World {
                 self.files.push(file);
                 self.ns_op(NsOp::Create(name.clone(), self.files.len() - 1));
             }
+            Event::Open { file, yes } => self.files[*file].closed = !yes,
             Event::Unlink { name } => self.ns_op(NsOp::Unlink(name.clone())),
             Event::Rename { from, to } => self.ns_op(NsOp::Rename(from.clone(), to.clone())),
             Event::SetLen { .. } | Event::Mtime | Event::Mark(_) => {}
@@ -310,9 +318,11 @@ impl World {
         self.ns.push(op);
     }
 
-    /// The smallest number no file with a name has: numbers come back soon.
+    /// The smallest number no file has that has a name or is open: numbers come back soon.
     fn free_ino(&self) -> u64 {
-        let used = |ino: &u64| self.names.values().any(|id| self.files[*id].ino == *ino);
+        let is_there = |id: usize| !self.files[id].closed || self.names.values().any(|n| *n == id);
+        let used =
+            |ino: &u64| (0..self.files.len()).any(|id| self.files[id].ino == *ino && is_there(id));
         (100..).find(|ino| !used(ino)).unwrap_or_default()
     }
 
