@@ -153,7 +153,8 @@ fn main() {
                 act(&content);
                 content.sync().unwrap();
             }
-            (disk.take(), bed.log.take());
+            disk.take();
+            bed.log.take();
             act(&content);
             content.sync().unwrap();
             let at_once = (bed.log.take(), disk.take());
