@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, Stat, Timespec};
+use rustix::fs::{Mode, Stat, Timespec, Timestamps};
 
 use super::attr::{Caller, FileKind, Ino};
 use super::backing;
@@ -345,15 +345,33 @@ impl Volume {
         if !handle.marks_reads || (self.flags.atime == Atime::Relatime && !first) {
             return;
         }
-        let Some(storage) = handle.inode.file.lock().storage.clone() else { return };
-        if self.atime_is_due(&storage) {
-            backing::read_visibly(&storage.0);
+        let (storage, content) = {
+            let file = handle.inode.file.lock();
+            (file.storage.clone(), file.content.clone())
+        };
+        let Some(storage) = storage else { return };
+        if !self.atime_is_due(&storage, content.as_deref()) {
+            return;
+        }
+        backing::read_visibly(&storage.0);
+        // The backing does not know yet what has changed, and may see no reason.
+        if content.is_some_and(|content| content.pending_mtime().is_some()) {
+            let times = Timestamps { last_access: NOW, last_modification: OMIT };
+            if let Err(errno) = rustix::fs::futimens(&storage.0, &times) {
+                log::debug!("access time: {errno}");
+            }
         }
     }
 
     /// Whether a read now would move the access time.
-    fn atime_is_due(&self, storage: &FileStorage) -> bool {
-        let stale = || rustix::fs::fstat(&storage.0).is_ok_and(|st| atime_is_stale(&st));
+    fn atime_is_due(&self, storage: &FileStorage, content: Option<&Content>) -> bool {
+        let pending = content.and_then(|content| content.pending_mtime());
+        let stale = || {
+            rustix::fs::fstat(&storage.0).is_ok_and(|st| {
+                let atime = (st.st_atime, st.st_atime_nsec as u32);
+                atime_is_stale(&st) || pending.is_some_and(|mtime| atime <= mtime)
+            })
+        };
         self.writable()
             && match self.flags.atime {
                 Atime::Noatime => false,
@@ -370,12 +388,12 @@ impl Volume {
         if !marks || self.flags.atime == Atime::Noatime {
             return false;
         }
-        let (storage, dirty) = {
+        let (storage, content, dirty) = {
             let file = inode.file.lock();
             let written = file.content.as_ref().is_some_and(|content| content.is_writable());
-            (file.storage.clone(), written && file.handles > 1)
+            (file.storage.clone(), file.content.clone(), written && file.handles > 1)
         };
-        !dirty && storage.is_some_and(|storage| self.atime_is_due(&storage))
+        !dirty && storage.is_some_and(|storage| self.atime_is_due(&storage, content.as_deref()))
     }
 
     /// Writes all of `data`.

@@ -28,6 +28,8 @@ use std::sync::{Arc, Weak};
 pub const JOURNAL_PREFIX: &str = "kmsfs.journal.";
 /// Size of a new journal, bytes.
 const SMALLEST: u64 = 4 << 20;
+/// A journal that does not fit a full disk is tried down to this size, bytes.
+const TINY: u64 = 256 << 10;
 /// Size up to which a journal grows by itself, bytes. A single commit may need more.
 const LARGEST: u64 = 64 << 20;
 /// Up to so many files are flushed one by one, more together with the whole backing file system.
@@ -249,7 +251,7 @@ impl Journal {
         let filled = (|| {
             let head = head.encode(|bytes| self.keys.journal_mac(bytes));
             open.storage.write_at(&[IoSlice::new(&head[..])], 0)?;
-            open.grow(self.sizes.start)
+            open.begin(self.sizes.start)
         })();
         if let Err(error) = filled {
             // Nothing relies on it yet.
@@ -391,6 +393,19 @@ impl Journal {
 }
 
 impl Open {
+    /// Gives a new journal its size; a smaller one where the disk has no room for it.
+    fn begin(&mut self, mut size: u64) -> io::Result<()> {
+        loop {
+            match self.grow(size) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size > TINY => {
+                    self.storage.set_len(ALIGN)?;
+                    size /= 4;
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Fills the file with zeros up to a new size, so that appending changes no metadata.
     fn grow(&mut self, capacity: u64) -> io::Result<()> {
         let zeros = vec![0; FILL];

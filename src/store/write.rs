@@ -19,7 +19,7 @@ use std::ops::Range;
 /// reach the backing file together with their header.
 const SMALL: usize = 64 << 10;
 /// Bytes of large writes that may go through the journal for want of free ground.
-const BLOCKED_MAX: usize = 1 << 20;
+const BLOCKED_MAX: usize = 512 << 10;
 /// Chunks of the longest run.
 const RUN: usize = 128;
 
