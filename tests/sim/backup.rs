@@ -125,7 +125,8 @@ pub fn run(seed: u64) -> Result<(), String> {
 #[test]
 fn a_restored_backup_is_never_silently_wrong() {
     let _quiet = crate::sound();
-    for seed in 1..80 {
+    let runs = std::env::var("KMSFS_SIM_BACKUPS").ok().and_then(|n| n.parse().ok()).unwrap_or(80);
+    for seed in 1..runs {
         if let Err(error) = run(seed) {
             panic!("{error}");
         }
