@@ -2,7 +2,7 @@
 
 use crate::disk::SimDisk;
 use crate::explore::{Recording, Recovered};
-use crate::oracle::{Found, Known, Mark, Oracle, Snap, is_journal};
+use crate::oracle::{Found, Known, Mark, Oracle, Snap};
 use crate::random::mount;
 use crate::support::Rng;
 use crate::volume::Volume;
@@ -63,7 +63,7 @@ fn copy(first: &Image, second: &Image, cut: Option<u64>) -> Image {
 fn back_up(volume: &Volume, all: &[Moment], torn: bool, rng: &mut Rng) -> Result<(), String> {
     let mut names = Names::new();
     let mut files = vec![SimFile::default(); all[all.len() - 1].world.files.len()];
-    let mut pieces = Vec::new();
+    let mut pieces: Vec<(FileId, [usize; 2], Option<u64>)> = Vec::new();
     let states = history(all);
     let of_any = all.iter().flat_map(|moment| moment.world.names.iter());
     let every: BTreeMap<FileId, Arc<str>> = of_any.map(|(name, id)| (*id, name.clone())).collect();
@@ -81,8 +81,10 @@ fn back_up(volume: &Volume, all: &[Moment], torn: bool, rng: &mut Rng) -> Result
         let (durable, current) = (image.clone(), image);
         let ino = worlds[1].files[id].ino;
         files[id] = SimFile { ino, durable, current, ..SimFile::default() };
-        let name = if is_journal(&name) { name } else { format!("f{id}").into() };
-        names.insert(name, id);
+        if names.insert(name, id).is_some() {
+            // The one that had the name before was overwritten by the backup.
+            pieces.retain(|(other, ..)| names.values().any(|there| there == other));
+        }
         pieces.push((id, when, cut));
     }
     let world = World { files, names: names.clone(), durable_names: names, ns: vec![], ns_done: 0 };
