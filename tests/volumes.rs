@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use sha2::{Digest, Sha256};
@@ -55,8 +55,8 @@ fn manifest(dir: &Path, below: &[u8], all: &mut BTreeMap<Vec<u8>, String>) {
 }
 
 /// What MANIFEST says, in the same form.
-fn promised(set: &Path) -> BTreeMap<Vec<u8>, String> {
-    let text = fs::read(set.join("MANIFEST")).unwrap();
+fn promised(list: &Path) -> BTreeMap<Vec<u8>, String> {
+    let text = fs::read(list).unwrap();
     let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     let parsed = lines.map(|line| {
         let parts: Vec<_> = line.splitn(5, |&byte| byte == b' ').collect();
@@ -71,19 +71,78 @@ fn attribute(path: &Path, name: &str) -> Vec<u8> {
     value[..length].to_vec()
 }
 
-#[test]
-fn the_volumes_to_be_frozen_open_with_each_of_their_keys() {
-    let scratch = tempfile::tempdir().unwrap();
-    let set = scratch.path().join("set");
+/// The set as the script makes it now.
+fn made(scratch: &Path) -> PathBuf {
+    let set = scratch.join("set");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/volumes/make.sh");
     let mut make = Command::new("bash");
     make.arg(script).arg(&set).env("KMSFS_BIN", Path::new(KMSFSCTL).parent().unwrap());
     ok(make);
-    let promised = promised(&set);
+    set
+}
+
+/// A frozen set, unpacked.
+fn unpacked(scratch: &Path, version: &str) -> PathBuf {
+    let set = scratch.join("set");
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/volumes").join(version);
+    let mut copy = Command::new("cp");
+    copy.arg("-r").arg(&frozen).arg(&set);
+    ok(copy);
+    for name in ["encrypted", "plain", "crashed"] {
+        let mut tar = Command::new("tar");
+        tar.args(["--extract", "--gzip", "--xattrs", "--same-permissions", "--directory"]);
+        tar.arg(&set).arg("--file").arg(set.join(format!("{name}.tar.gz")));
+        ok(tar);
+    }
+    for key in ["volume.key", "crashed.key", "passphrase", "identity"] {
+        fs::set_permissions(set.join(key), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    set
+}
+
+#[test]
+fn the_volumes_to_be_frozen_are_made_and_open() {
+    let scratch = tempfile::tempdir().unwrap();
+    check(scratch.path(), &made(scratch.path()));
+}
+
+#[test]
+fn the_frozen_volumes_of_format_1_open_for_ever() {
+    let scratch = tempfile::tempdir().unwrap();
+    check(scratch.path(), &unpacked(scratch.path(), "v1"));
+}
+
+/// The crashed volume as it is recovered, by reading it and by recovering it first.
+fn check_crashed(scratch: &Path, set: &Path) {
+    let promised = promised(&set.join("MANIFEST.crashed"));
+    let ctl = |command: &str| {
+        let mut ctl = Command::new(KMSFSCTL);
+        ctl.arg(command).arg(set.join("crashed")).arg("--keyfile").arg(set.join("crashed.key"));
+        ctl
+    };
+    for recovered in ["no", "yes"] {
+        let out = scratch.join(format!("crashed-{recovered}"));
+        let mut export = ctl("export");
+        export.arg(&out);
+        ok(export);
+        let mut found = BTreeMap::new();
+        manifest(&out, b".", &mut found);
+        assert!(found == promised, "recovered: {recovered}");
+        ok(ctl("verify"));
+        if recovered == "no" {
+            let said = String::from_utf8(ok(ctl("recover")).stdout).unwrap();
+            assert!(said.contains("files recovered"), "{said}");
+        }
+    }
+}
+
+fn check(scratch: &Path, set: &Path) {
+    check_crashed(scratch, set);
+    let promised = promised(&set.join("MANIFEST"));
     assert!(promised.len() > 20, "{promised:?}");
     for names in ["encrypted", "plain"] {
         // A copy: where the files lie means nothing.
-        let volume = scratch.path().join(format!("copy-{names}"));
+        let volume = scratch.join(format!("copy-{names}"));
         let mut copy = Command::new("cp");
         copy.arg("-a").arg(set.join(names)).arg(&volume);
         ok(copy);
@@ -92,7 +151,7 @@ fn the_volumes_to_be_frozen_open_with_each_of_their_keys() {
             ("--passphrase-file", "passphrase"),
             ("--identity", "identity"),
         ] {
-            let out = scratch.path().join(format!("out-{names}-{key}"));
+            let out = scratch.join(format!("out-{names}-{key}"));
             let ctl = |command: &str| {
                 let mut ctl = Command::new(KMSFSCTL);
                 ctl.arg(command).arg(&volume).arg(option).arg(set.join(key));

@@ -4,9 +4,10 @@
 # usage: tests/volumes/make.sh OUT          (KMSFS_BIN: folder of the programs, default target/release)
 #
 # OUT gets: encrypted/ and plain/ (backing directories), volume.key, passphrase, identity (their
-# keys), and MANIFEST, a line per object: kind, size, mode, SHA-256 of content or target, path.
-# tests/volumes.rs makes such a set and reads it back; a set that is kept in tests/volumes/vN is never
-# made again.
+# keys), and MANIFEST, a line per object: kind, size, mode, SHA-256 of content or target, path; then
+# crashed/, a volume with a journal, its crashed.key and MANIFEST.crashed.
+# tests/volumes.rs makes such a set and reads it back, and does the same with the set of each released
+# format, which was packed by tests/volumes/pack.sh and is never made again.
 set -euo pipefail
 
 out=${1:?usage: make.sh OUT}
@@ -82,4 +83,23 @@ done
 cmp "$out/MANIFEST.encrypted" "$out/MANIFEST.plain"
 mv "$out/MANIFEST.encrypted" "$out/MANIFEST"
 rm "$out/MANIFEST.plain"
+# One whose daemon was killed: what was written last stands in its journal.
+"$bin/kmsfsctl" init "$out/crashed" --key "keyfile:$out/crashed.key" >/dev/null
+"$bin/kmsfs" "$out/crashed" "$point" -o "keyfile=$out/crashed.key"
+pid=$("$bin/kmsfsctl" status "$point" --json | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')
+fill
+sync "$point"/*
+"$bin/kmsfsctl" sync "$point"
+(
+    cd "$point"
+    for n in 4095 262145 786437; do
+        bytes 100 | tac | dd of="size-$n" bs=1 seek=3000 conv=notrunc,fsync status=none
+    done
+    truncate -s 1000 cut-and-grown
+    bytes 70000 | dd of=size-1 bs=70000 seek=0 conv=notrunc,fsync status=none
+    sync cut-and-grown
+)
+manifest >"$out/MANIFEST.crashed"
+kill -9 "$pid"
+umount -l "$point" 2>/dev/null || fusermount3 -uz "$point"
 echo "made $(wc -l <"$out/MANIFEST") objects in each of two volumes in $out"
