@@ -23,7 +23,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Fresh blocks a record may rely on; with more, they are flushed before the record is written.
+/// Fresh blocks a record may name; with more, they are flushed before it is written, and it relies on
+/// that.
 const FRESH_MAX: usize = 64 << 10;
 /// Checkpoints a commit makes before it gives up on a full journal.
 const TRIES: usize = 4;
@@ -72,7 +73,7 @@ struct Sum {
 /// Blocks written in place since the last commit.
 #[derive(Default)]
 struct Loose {
-    /// Those that are not known to be on disk, by offset: what a record will have to name.
+    /// By offset: what a record will have to name.
     sums: BTreeMap<u64, Sum>,
     /// How far the file may have grown for them.
     end: u64,
@@ -385,7 +386,11 @@ impl FileLog {
     /// So many changes are flushed.
     pub(super) fn flushed_up_to(&self, changes: u64) {
         self.flushed.fetch_max(changes, Ordering::AcqRel);
-        self.loose.lock().sums.retain(|_, sum| sum.change > changes);
+        // A record names flushed blocks as well: it may be restored beside an older copy of the file.
+        let mut loose = self.loose.lock();
+        if loose.sums.len() > FRESH_MAX {
+            loose.sums.retain(|_, sum| sum.change > changes);
+        }
     }
 
     /// Writes the newest state to its place; the records behind it are firm. Not flushed.
