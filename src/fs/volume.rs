@@ -2,7 +2,9 @@
 //! neighbouring modules, one `impl Volume` block each.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -376,13 +378,7 @@ impl Volume {
     }
 
     pub(super) fn backing_path_of(&self, inode: &Inode) -> PathBuf {
-        let mut parts = Vec::new();
-        let mut at = inode.names.lock().places.last().cloned();
-        while let Some(place) = at.filter(|_| parts.len() < super::dirs::DEPTH_MAX) {
-            parts.push(super::dirs::lossy(&place.entry));
-            at = place.parent.names.lock().places.last().cloned();
-        }
-        parts.iter().rev().collect()
+        PathBuf::from(OsString::from_vec(journal::backing_path_bytes(inode)))
     }
 
     pub(super) fn codec(&self) -> NameCodec<'_> {

@@ -453,11 +453,6 @@ impl FileLog {
         *self.object.lock()
     }
 
-    /// Memory held until a checkpoint, bytes.
-    pub fn pending_bytes(&self) -> usize {
-        if self.is_pending() { self.pending.read().bytes() } else { 0 }
-    }
-
     /// What a failed write left is not known. The engine relies on none of it.
     fn forget_sums(&self, range: Range<u64>) {
         let mut loose = self.loose.lock();

@@ -88,11 +88,6 @@ impl Pending {
         *self = Self::default();
     }
 
-    /// Bytes held in memory.
-    pub fn bytes(&self) -> usize {
-        self.images.values().map(|b| b.len()).sum()
-    }
-
     /// Puts pending blocks over what was read from the backing file at `offset`; returns how many
     /// bytes of `buf` are valid then, when `have` were before.
     pub fn overlay(&self, buf: &mut [u8], offset: u64, have: usize) -> usize {
