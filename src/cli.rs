@@ -13,6 +13,7 @@ mod export;
 mod info;
 mod init;
 mod key;
+mod kms;
 mod mounted;
 mod output;
 mod progress;

@@ -9,6 +9,7 @@ pub mod hpke;
 mod mac;
 pub mod secret;
 mod siv;
+pub mod vault;
 pub mod volumekeys;
 pub mod wrap;
 
@@ -18,6 +19,7 @@ pub use aead::{BACKEND, SegmentKey};
 pub use filekeys::{DataKey, FileKeys};
 pub use mac::fingerprint;
 pub use secret::{Secret, SecretBytes};
+pub use vault::{Gone, Vault};
 pub use volumekeys::{JournalKey, VolumeKey, VolumeKeys};
 
 /// Ciphertext or MAC did not authenticate. Carries nothing on purpose.

@@ -5,7 +5,10 @@
 //! providers of an unlocked volume. Sentences in errors are for the person at the keyboard: what
 //! happened, to which key, what to do. Nothing secret ever stands in one.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod cache;
+pub mod clock;
 pub mod edit;
 pub mod keyfile;
 pub mod keyring;
@@ -13,25 +16,33 @@ pub mod local;
 mod master;
 mod supply;
 pub mod unlock;
+pub mod wait;
+mod ways;
 pub mod x25519;
 
 use crate::crypto::Secret;
 use crate::crypto::wrap::{self, Purpose};
 use crate::format::VolumeId;
 use crate::format::header::{Recipient, RecipientKind};
+use std::time::Duration;
 use thiserror::Error;
+use wait::Need;
 
 pub use edit::Editor;
-pub use keyring::{Keyring, NewDataKey};
+pub use keyring::{KeyFacts, Keyring, Lifetimes, NewDataKey};
 pub use unlock::{KeySpec, UnlockOptions, Unlocked, unlock};
 
 /// Why a key could not be had. The class decides what happens next (fall through, errno, exit
 /// code).
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum KeyError {
-    /// The key exists and its owner says no: disabled, access denied.
+    /// The key exists and its owner has switched it off.
     #[error("{0}")]
     Revoked(String),
+    /// The KMS says no to this caller, or knows no such key; asked once more before it counts as
+    /// revoked.
+    #[error("{0}")]
+    Denied(String),
     /// Cannot be reached now.
     #[error("{0}")]
     Unavailable(String),
@@ -51,6 +62,9 @@ pub enum KeyError {
     /// Wrong passphrase or key file.
     #[error("{0}")]
     WrongKey(String),
+    /// Has to be waited for, where nobody may wait ([`wait`]).
+    #[error("the key has to be asked for first")]
+    WouldWait(Box<Need>),
 }
 
 impl KeyError {
@@ -94,6 +108,50 @@ pub trait KeyProvider: Send + Sync {
     fn wrap(&self, context: &WrapContext, key: &Secret<32>) -> Result<Recipient, KeyError>;
     /// The key in a copy that [`same_key`] says is this provider's.
     fn unwrap(&self, context: &WrapContext, copy: &Recipient) -> Result<Secret<32>, KeyError>;
+    /// Is what unwrapping takes at hand, or only what wrapping takes?
+    fn can_unwrap(&self) -> bool {
+        true
+    }
+    /// Is somebody else asked, who may take his time, be away, or say no tomorrow?
+    fn is_remote(&self) -> bool {
+        false
+    }
+    /// Is there room for calls that nobody waits for?
+    fn has_spare(&self) -> bool {
+        true
+    }
+    /// Drops what it remembers of answers: buffers, connections.
+    fn forget(&self) {}
+    /// Counters of a remote provider.
+    fn report(&self) -> Option<ProviderReport> {
+        None
+    }
+}
+
+/// A remote provider at a glance.
+#[derive(Clone, Debug)]
+pub struct ProviderReport {
+    /// Which key.
+    pub key: String,
+    /// Callers are turned away until it answers again.
+    pub breaker_open: bool,
+    /// What was asked.
+    pub calls: CallFacts,
+}
+
+/// A reading of the counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallFacts {
+    /// Operation, outcome (`ok` or the class of the error), number.
+    pub counts: Vec<(&'static str, &'static str, u64)>,
+    /// Half of the unwraps took at most this long.
+    pub unwrap_p50: Option<Duration>,
+    /// Ninety-nine of a hundred.
+    pub unwrap_p99: Option<Duration>,
+    /// Age of the last answer that was no error.
+    pub last_success: Option<Duration>,
+    /// The last error's sentence.
+    pub last_error: Option<String>,
 }
 
 /// Do two records name the same wrapping key, whatever its epoch?

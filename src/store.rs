@@ -55,6 +55,9 @@ pub enum StoreError {
     /// The header is damaged, forged or foreign.
     #[error("header: {0}")]
     Header(#[from] crate::format::FormatError),
+    /// The keys have been taken away.
+    #[error(transparent)]
+    Gone(#[from] crate::crypto::Gone),
     /// The header's key commitment does not match the unwrapped key.
     #[error("the unwrapped key is not the one the header commits to")]
     Commitment,

@@ -10,7 +10,8 @@ pub mod logging;
 pub mod process;
 
 use parking_lot::Mutex;
-use std::alloc::Layout;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -61,6 +62,65 @@ unsafe fn wipe_raw(start: *mut u8, len: usize) {
         unsafe { start.add(i).write_volatile(0) }
     }
     compiler_fence(Ordering::SeqCst);
+}
+
+/// The system's allocator, except that threads which asked for it wipe what they free.
+struct Allocator;
+
+thread_local! {
+    // Neither allocates nor has a destructor, so it may be read from within the allocator at any time.
+    static WIPES: Cell<bool> = const { Cell::new(false) };
+}
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+/// From now on memory that this thread frees is wiped first. For threads on which libraries handle
+/// secrets in buffers of their own.
+pub fn wipe_what_this_thread_frees() {
+    WIPES.set(true);
+}
+
+// SAFETY: every request is handed to the system's allocator as it came; what is added writes only to
+// a block that its owner has just given up.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises about `layout` are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as in `alloc`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if WIPES.get() {
+            // SAFETY: the block is `layout.size()` bytes long and nobody's any more.
+            unsafe { wipe_raw(block, layout.size()) }
+        }
+        // SAFETY: the caller's promises about block and layout are passed on.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !WIPES.get() {
+            // SAFETY: the caller's promises are passed on.
+            return unsafe { System.realloc(block, layout, size) };
+        }
+        // The system's own may leave the old place behind as it was.
+        // SAFETY: the caller promises that `size`, rounded up to the alignment, is a valid size.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        // SAFETY: `size` is not zero, which the caller promises as well.
+        let new = unsafe { System.alloc(wanted) };
+        if !new.is_null() {
+            // SAFETY: both blocks are at least that long, and a new block overlaps no other.
+            unsafe { std::ptr::copy_nonoverlapping(block, new, layout.size().min(size)) }
+            // SAFETY: the old block came from this allocator with this layout; it is not used again.
+            unsafe { self.dealloc(block, layout) }
+        }
+        new
+    }
 }
 
 /// Slot sizes in bytes, ascending. From 64 on all are multiples of 64, the alignment of a slot.
@@ -237,6 +297,32 @@ mod tests {
         wipe(&mut value);
         // SAFETY: every byte pattern is a [u8; 37], and wipe wrote all of it.
         assert_eq!(unsafe { value.assume_init() }, [0u8; 37]);
+    }
+
+    /// Reads back the block just freed: the system's allocator gives it out again.
+    #[test]
+    fn a_thread_that_asked_for_it_wipes_what_it_frees() {
+        let left_behind = || {
+            let secret = vec![0xabu8; 100_003];
+            let place = secret.as_ptr();
+            drop(std::hint::black_box(secret));
+            let again: Vec<MaybeUninit<u8>> = Vec::with_capacity(100_003);
+            assert_eq!(again.as_ptr().cast(), place, "the allocator has moved on");
+            // SAFETY: the block is owned, and was written as a whole by its last owner.
+            let bytes = unsafe { std::slice::from_raw_parts(place, 100_003) };
+            // The allocator keeps its own notes at the front.
+            bytes[64..].iter().filter(|byte| **byte == 0xab).count()
+        };
+        assert!(left_behind() > 90_000);
+        std::thread::spawn(move || {
+            wipe_what_this_thread_frees();
+            assert_eq!(left_behind(), 0);
+            let mut growing = vec![1u8; 10];
+            growing.extend([2; 100_000]);
+            assert_eq!((growing[9], growing[10], growing.len()), (1, 2, 100_010));
+        })
+        .join()
+        .expect("no panic");
     }
 
     #[test]

@@ -12,13 +12,15 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::crypto::random_array;
-use crate::format::descriptor::{DESCRIPTOR_NAME, NameMode, Params};
+use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor, NameMode, Params};
+use crate::format::header::RecipientKind;
 use crate::format::{DirId, VolumeId, dirfile};
 use crate::fs::Access;
 use crate::fs::volume::{lock_root, open_root, unlock_error};
-use crate::keys::{KeySpec, unlock};
+use crate::keys::{KeySpec, describe_recipient, unlock};
 
 use super::exit::{FAILURE, failure};
+use super::kms::KmsOptions;
 use super::mount::options::volume_id;
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
@@ -34,7 +36,8 @@ const PROBE_NAMES: [&str; 2] = ["kmsfs.probe-a", "kmsfs.probe-A"];
 pub struct InitArgs {
     /// Directory that will hold the ciphertext; made if missing, must be empty
     dir: PathBuf,
-    /// What unlocks the volume: `passphrase` or `keyfile:PATH` (the file is made if missing)
+    /// What unlocks the volume: `passphrase`, `keyfile:PATH` (the file is made if missing) or
+    /// `aws-kms:ARN` of a KMS key or an alias
     #[arg(long, value_name = "KEYSPEC")]
     key: KeySpec,
     /// How many new files may share one wrapped data key
@@ -44,21 +47,25 @@ pub struct InitArgs {
     /// Encrypt file names, or leave them readable
     #[arg(long, value_enum, default_value_t = Names::Encrypted)]
     names: Names,
-    /// Also wrap every key for this public key (x25519:HEX); may be repeated
+    /// Also wrap every key for this one: x25519:HEX, aws-kms:ARN, keyfile:PATH or passphrase; may be
+    /// repeated
     #[arg(long, value_name = "KEYSPEC")]
     recipient: Vec<KeySpec>,
     /// Use this volume id (32 hexadecimal digits) instead of a random one
     #[arg(long, value_name = "ID", value_parser = volume_id)]
     volume_id: Option<[u8; 16]>,
-    /// Header blocks of 4 KiB per file: 1, 2 or 4; more leave room for more recipients
-    #[arg(long, value_name = "N", default_value = "1", value_parser = ["1", "2", "4"])]
-    header_blocks: String,
+    /// Header blocks of 4 KiB per file: 1, 2 or 4; more leave room for more recipients (default: as
+    /// many as the recipients need)
+    #[arg(long, value_name = "N", value_parser = ["1", "2", "4"])]
+    header_blocks: Option<String>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
     /// Read the passphrase from FILE (one newline at its end is dropped)
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    kms: KmsOptions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -71,6 +78,9 @@ enum Names {
 struct Made {
     volume_id: String,
     directory: String,
+    /// Keys of a KMS, by which a mount can be pinned.
+    kms_keys: Vec<String>,
+    header_blocks: u8,
 }
 
 /// Runs the command.
@@ -82,25 +92,27 @@ pub fn run(args: InitArgs) -> anyhow::Result<()> {
     // Named, because the volume may not be able to remember the place.
     let keyfile = match &args.key {
         KeySpec::Keyfile(path) => Some(path.clone()),
-        KeySpec::Passphrase | KeySpec::X25519(_) => None,
+        _ => None,
     };
-    let options = KeyOptions { passphrase_file, keyfile, identity: None }.creation_options();
+    let options = KeyOptions { passphrase_file, keyfile, identity: None, kms: args.kms.clone() }
+        .creation_options();
     let refused = |error| unlock_error(error, &args.dir);
     let descriptor = unlock::create(volume, params(&args)?, &args.key, &args.recipient, &options)
         .map_err(refused)?;
-    let (_, unlocked) = unlock::unlock(&descriptor, &options).map_err(refused)?;
+    let (facts, unlocked) = unlock::unlock(&descriptor, &options).map_err(refused)?;
     let root = dirfile::encode(DirId(random_array()), |bytes| unlocked.keys.directory_mac(bytes));
 
     write_helper(&dir, &args.dir, DIRFILE_NAME, &root)?;
     write_descriptor(&dir, &args.dir, &descriptor)?;
     drop(dir);
-    print(&args, volume)
+    print(&args, &facts)
 }
 
 fn params(args: &InitArgs) -> anyhow::Result<Params> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(Params {
-        header_blocks: args.header_blocks.parse()?,
+        // 0: as many as are needed.
+        header_blocks: args.header_blocks.as_ref().map_or(Ok(0), |blocks| blocks.parse())?,
         names: match args.names {
             Names::Encrypted => NameMode::Encrypted,
             Names::Plain => NameMode::Plain,
@@ -165,10 +177,18 @@ fn remove_leftovers(path: &Path) -> anyhow::Result<()> {
 
 /// A key beside the ciphertext travels with every backup of it.
 fn refuse_key_inside(args: &InitArgs) -> anyhow::Result<()> {
-    let KeySpec::Keyfile(key) = &args.key else { return Ok(()) };
+    let keys = std::iter::once(&args.key).chain(&args.recipient);
+    let files = keys.filter_map(|key| match key {
+        KeySpec::Keyfile(path) => Some(path),
+        _ => None,
+    });
+    files.into_iter().try_for_each(|key| refuse_file_inside(key, &args.dir))
+}
+
+fn refuse_file_inside(key: &Path, dir: &Path) -> anyhow::Result<()> {
     let parent = std::path::absolute(key)?.parent().map(Path::canonicalize);
     let inside = match parent {
-        Some(Ok(parent)) => parent.starts_with(args.dir.canonicalize()?),
+        Some(Ok(parent)) => parent.starts_with(dir.canonicalize()?),
         // Making the key file will say what is wrong.
         Some(Err(_)) | None => false,
     };
@@ -192,14 +212,25 @@ fn refuse_case_folding(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(args: &InitArgs, volume: VolumeId) -> anyhow::Result<()> {
+fn print(args: &InitArgs, made: &Descriptor) -> anyhow::Result<()> {
     let mut out = Out::new();
     let directory = args.dir.display().to_string();
+    let kms = made.allowed.iter().filter(|r| r.kind == RecipientKind::AwsKms);
+    let kms_keys: Vec<String> = kms.map(describe_recipient).collect();
+    let (volume_id, header_blocks) = (hex(&made.volume.0), made.params.header_blocks);
     if args.json {
-        out.json(&Made { volume_id: hex(&volume.0), directory })?;
-    } else {
-        out.line(format!("Made volume {} in {directory}.", hex(&volume.0)))?;
-        out.line(format!("Next: kmsfs {directory} MOUNTPOINT"))?;
+        out.json(&Made { volume_id, directory, kms_keys, header_blocks })?;
+        return out.finish();
+    }
+    out.line(format!("Made volume {volume_id} in {directory}."))?;
+    // Whoever can replace the whole directory could offer a volume of his own.
+    let pins: Vec<String> = kms_keys.iter().map(|key| format!(",expect-key={key}")).collect();
+    match pins.is_empty() {
+        true => out.line(format!("Next: kmsfs {directory} MOUNTPOINT"))?,
+        false => out.line(format!(
+            "Next: kmsfs {directory} MOUNTPOINT -o expect-volume={volume_id}{}",
+            pins.concat()
+        ))?,
     }
     out.finish()
 }

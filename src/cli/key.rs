@@ -12,13 +12,16 @@ use serde::Serialize;
 use crate::crypto::SecretBytes;
 use crate::crypto::wrap::Argon2Cost;
 use crate::format::descriptor::Descriptor;
+use crate::format::header::Recipient;
 use crate::fs::rewrap::{Sweep, Swept};
 use crate::fs::survey::regular_bytes;
 use crate::fs::volume::unlock_error;
 use crate::fs::{Access, journal};
+#[cfg(feature = "aws")]
+use crate::keys::aws;
 use crate::keys::unlock::UnlockError;
 use crate::keys::x25519::X25519;
-use crate::keys::{Editor, KeyError, KeySpec, keyfile, same_key};
+use crate::keys::{Editor, KeyError, KeySpec, UnlockOptions, keyfile, same_key};
 
 use super::exit::{DAMAGE, failure};
 use super::output::{Out, hex, note};
@@ -61,7 +64,7 @@ struct GenerateArgs {
 struct EditArgs {
     /// The volume, not mounted
     dir: PathBuf,
-    /// `x25519:PUBLIC-KEY`, `keyfile:PATH` or `passphrase`
+    /// `x25519:PUBLIC-KEY`, `aws-kms:ARN`, `keyfile:PATH` or `passphrase`
     #[arg(value_name = "KEYSPEC")]
     key: KeySpec,
     /// Print the result as JSON
@@ -145,7 +148,7 @@ fn generate(args: &GenerateArgs) -> anyhow::Result<()> {
 }
 
 /// Changes an opened descriptor; returns whether there was anything to change.
-type Edit = fn(&EditArgs, &mut Editor) -> Result<bool, UnlockError>;
+type Edit = fn(&EditArgs, &mut Editor, &UnlockOptions) -> Result<bool, UnlockError>;
 
 fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let refused = |error| unlock_error(error, &args.dir);
@@ -153,7 +156,9 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let options = args.keys.remembering_options();
     let mut editor = Editor::open(&bytes, &options).map_err(refused)?;
     let before = editor.descriptor().params.generation;
-    let descriptor_changed = change(args, &mut editor).map_err(refused)?;
+    let recipients = editor.descriptor().allowed.clone();
+    let descriptor_changed = change(args, &mut editor, &options).map_err(refused)?;
+    let recipients_changed = editor.descriptor().allowed != recipients;
     let bytes = editor.finish().map_err(refused)?;
     if descriptor_changed {
         write_descriptor(&root, &args.dir, &bytes)?;
@@ -161,7 +166,7 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let generation = generation_of(&bytes).map_err(refused)?;
     let (headers, rewritten, problems) = (0, 0, Vec::new());
     let mut edited = Edited { descriptor_changed, generation, headers, rewritten, problems };
-    if matches!(args.key, KeySpec::X25519(_)) {
+    if recipients_changed || args.key.is_recipient() {
         let tree = Tree::unlock(root, &args.dir, &bytes, Access::ReadWrite, &options)?;
         let (swept, problems) = sweep(&tree, before, args.json).with_context(|| {
             let again = "run the same command again to finish the file headers";
@@ -178,23 +183,41 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     }
 }
 
-fn add(args: &EditArgs, editor: &mut Editor) -> Result<bool, UnlockError> {
+fn add(args: &EditArgs, editor: &mut Editor, options: &UnlockOptions) -> Result<bool, UnlockError> {
     match &args.key {
-        KeySpec::X25519(public) if is_recipient(editor, public) => return Ok(false),
+        KeySpec::X25519(public) if is_recipient(editor, &X25519::name(public, 0)) => {
+            return Ok(false);
+        }
         KeySpec::X25519(public) => editor.add_recipient(*public)?,
         KeySpec::Keyfile(path) => editor.add_keyfile(path)?,
         KeySpec::Passphrase => editor.add_passphrase(&args.new.read()?, Argon2Cost::DEFAULT)?,
+        #[cfg(feature = "aws")]
+        KeySpec::AwsKms(arn) if is_recipient(editor, &aws::name(arn, 0)) => return Ok(false),
+        #[cfg(feature = "aws")]
+        KeySpec::AwsKms(arn) => drop(editor.add_kms_key(arn, options)?),
     }
     Ok(true)
 }
 
-fn remove(args: &EditArgs, editor: &mut Editor) -> Result<bool, UnlockError> {
+fn remove(
+    args: &EditArgs,
+    editor: &mut Editor,
+    _options: &UnlockOptions,
+) -> Result<bool, UnlockError> {
     match &args.key {
         // Gone from the descriptor; headers may still carry it.
-        KeySpec::X25519(public) if !is_recipient(editor, public) => return Ok(false),
+        KeySpec::X25519(public) if !is_recipient(editor, &X25519::name(public, 0)) => {
+            return Ok(false);
+        }
         KeySpec::X25519(public) => editor.remove_recipient(*public)?,
         KeySpec::Keyfile(path) => editor.remove_keyfile(path)?,
         KeySpec::Passphrase => editor.remove_passphrase()?,
+        #[cfg(feature = "aws")]
+        KeySpec::AwsKms(arn) if !arn.is_alias() && !is_recipient(editor, &aws::name(arn, 0)) => {
+            return Ok(false);
+        }
+        #[cfg(feature = "aws")]
+        KeySpec::AwsKms(arn) => editor.remove_kms_key(arn)?,
     }
     Ok(true)
 }
@@ -203,9 +226,8 @@ fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {
     Ok(Descriptor::parse(descriptor)?.0.params.generation)
 }
 
-fn is_recipient(editor: &Editor, public: &[u8; 32]) -> bool {
-    let name = X25519::name(public, 0);
-    editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, &name))
+fn is_recipient(editor: &Editor, name: &Recipient) -> bool {
+    editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, name))
 }
 
 fn sweep(tree: &Tree, before: u64, json: bool) -> anyhow::Result<(Swept, Vec<DamageLine>)> {

@@ -2,17 +2,18 @@
 
 pub(super) mod options;
 
+use super::kms::{self, KmsOptions};
 use super::output::harmless;
 use crate::crypto::BACKEND;
 use crate::fs::volume::{OpenError, open_root};
 use crate::fs::{Access, MountFlags, Volume};
 use crate::fuse::mount::{TYPE, table};
 use crate::fuse::session::{Config, SessionError, serve};
-use crate::keys::UnlockOptions;
+use crate::keys::{Lifetimes, UnlockOptions};
 use crate::sys::{logging, process};
 use clap::{ArgAction, Parser};
 use log::LevelFilter;
-use options::Words;
+use options::{Probe, Words};
 use rustix::fs::{FlockOperation, flock};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -59,6 +60,23 @@ struct Arguments {
     /// Refuse a descriptor older than generation N (`kmsfsctl info` shows it)
     #[arg(long, value_name = "N", value_parser = options::generation)]
     expect_generation: Option<u64>,
+    /// Refuse any volume with another KMS key than this (may be repeated)
+    #[arg(long, value_name = "ARN", value_parser = options::key_arn)]
+    expect_key: Vec<String>,
+    #[command(flatten)]
+    kms: KmsOptions,
+    /// Ask the KMS again for a data key after this time (default 1h)
+    #[arg(long, value_name = "TIME", value_parser = kms::lifetime)]
+    cache_ttl: Option<Duration>,
+    /// Without an answer of the KMS for this long, nothing more is decrypted (default 1h)
+    #[arg(long, value_name = "TIME", value_parser = kms::lifetime)]
+    offline_grace: Option<Duration>,
+    /// Ask the KMS this often whether the volume's key is still granted (default 60s)
+    #[arg(long, value_name = "TIME", value_parser = kms::lifetime)]
+    probe_interval: Option<Duration>,
+    /// Write counters for Prometheus to this file
+    #[arg(long, value_name = "FILE")]
+    metrics_file: Option<PathBuf>,
     /// Mount read-only
     #[arg(long, alias = "read-only", short = 'r')]
     ro: bool,
@@ -146,6 +164,7 @@ fn words(arguments: &Arguments) -> Result<Words, String> {
         (&arguments.passphrase_file, &mut words.passphrase_file),
         (&arguments.keyfile, &mut words.keyfile),
         (&arguments.identity, &mut words.identity),
+        (&arguments.metrics_file, &mut words.metrics_file),
     ] {
         if given.is_some() {
             word.clone_from(given);
@@ -153,6 +172,13 @@ fn words(arguments: &Arguments) -> Result<Words, String> {
     }
     words.expect.volume = arguments.expect_volume.or(words.expect.volume);
     words.expect.generation = arguments.expect_generation.or(words.expect.generation);
+    words.expect.keys.extend(arguments.expect_key.iter().cloned());
+    words.kms = words.kms.with(&arguments.kms);
+    let Lifetimes { ttl, grace } = words.lifetimes;
+    words.lifetimes.ttl = arguments.cache_ttl.unwrap_or(ttl);
+    words.lifetimes.grace = arguments.offline_grace.unwrap_or(grace);
+    words.probe = arguments.probe_interval.map_or(words.probe, Probe);
+    words.check()?;
     Ok(words)
 }
 
@@ -200,6 +226,9 @@ fn open_volume(
         identity: words.identity,
         prompt: Some(Box::new(super::secrets::ask)),
         expect: words.expect,
+        #[cfg(feature = "aws")]
+        kms: words.kms.settings(),
+        lifetimes: words.lifetimes,
     };
     wait_for_predecessor(source);
     Volume::open(source, access, flags, &unlock)

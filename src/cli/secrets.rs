@@ -10,8 +10,10 @@ use clap::Args;
 use parking_lot::Mutex;
 
 use crate::crypto::SecretBytes;
-use crate::keys::UnlockOptions;
 use crate::keys::unlock::{Expect, Prompt};
+use crate::keys::{Lifetimes, UnlockOptions};
+
+use super::kms::KmsOptions;
 
 /// The key options every command that opens a volume takes.
 #[derive(Args, Clone, Default)]
@@ -25,6 +27,8 @@ pub struct KeyOptions {
     /// Open with this X25519 identity file (the private half of a recipient)
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,
+    #[command(flatten)]
+    pub kms: KmsOptions,
 }
 
 impl KeyOptions {
@@ -45,7 +49,12 @@ impl KeyOptions {
 
     /// For making a volume, which is opened right afterwards: a new passphrase, typed twice.
     pub fn creation_options(&self) -> UnlockOptions {
-        self.with_prompt(remembered(ask_twice))
+        let mut options = self.with_prompt(remembered(ask_twice));
+        #[cfg(feature = "aws")]
+        {
+            options.kms.may_be_new = true;
+        }
+        options
     }
 
     fn with_prompt(&self, prompt: Box<Prompt>) -> UnlockOptions {
@@ -55,6 +64,9 @@ impl KeyOptions {
             identity: self.identity.clone(),
             prompt: Some(prompt),
             expect: Expect::default(),
+            #[cfg(feature = "aws")]
+            kms: self.kms.settings(),
+            lifetimes: Lifetimes::default(),
         }
     }
 }

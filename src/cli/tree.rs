@@ -14,6 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::crypto::Vault;
 use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::fs::journal::{self, Recovery};
 use crate::fs::volume::{
@@ -55,7 +56,7 @@ impl Tree {
         let (descriptor, unlocked) =
             unlock(descriptor, options).map_err(|error| unlock_error(error, path))?;
         // Nothing is encrypted through this context, so the default limit will do.
-        let context = volume_context(&descriptor, Arc::new(unlocked.keys), 0)
+        let context = volume_context(&descriptor, Vault::new(unlocked.keys), 0)
             .map_err(|error| unlock_error(error.into(), path))?;
         let (context, root) = (Arc::new(context), Arc::new(root));
         let recovery = match access {

@@ -32,7 +32,7 @@ impl Volume {
         let parent = self.inode(parent)?;
         let dir = self.dir_handle(&parent)?;
         let id = self.dir_id_or_new(&parent, &dir).map_err(|e| self.note(&parent, e))?;
-        let entry = self.codec().entry(id, name)?;
+        let entry = self.codec()?.entry(id, name)?;
         if let Some(sealed) = &entry.sidecar {
             let place = (parent.ino, parent_of(&parent));
             self.write_helper(&dir, place, &entry.sidecar_name(), sealed)?;
@@ -253,7 +253,7 @@ impl Volume {
     /// Makes a symbolic link.
     pub fn symlink(&self, who: Caller, parent: Ino, name: &[u8], target: &[u8]) -> FsResult<Attr> {
         let slot = self.slot(parent, name)?;
-        let (text, sealed) = self.codec().seal_target(target)?;
+        let (text, sealed) = self.codec()?.seal_target(target)?;
         self.fill(&slot, || {
             let entry = &slot.entry.backing;
             match rustix::fs::symlinkat(&text, &slot.dir, entry) {
@@ -295,7 +295,7 @@ impl Volume {
             Loc::Fd(fd) => rustix::fs::readlinkat(fd, "", Vec::new())?,
         };
         let text = text.into_bytes();
-        let codec = self.codec();
+        let codec = self.codec()?;
         if !text.starts_with(LONG_LINK) {
             return codec.open_target(&codec.decode_target(&text)?);
         }

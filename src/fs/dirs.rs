@@ -220,12 +220,13 @@ impl Volume {
     pub(super) fn read_dir_id(&self, handle: &DirHandle) -> FsResult<DirId> {
         let bytes = backing::read_small(handle, DIR_FILE, dirfile::DIRFILE_LEN)?
             .ok_or_else(|| FsError::Damaged("directory has lost its kmsfs.dir".into()))?;
-        dirfile::decode(&bytes, |m, mac| self.keys.directory_mac_ok(m, mac))
+        let keys = self.keys()?;
+        dirfile::decode(&bytes, |m, mac| keys.directory_mac_ok(m, mac))
             .map_err(|e| FsError::Damaged(format!("kmsfs.dir: {e}")))
     }
 
     pub(super) fn holds_only_helpers(&self, handle: &DirHandle) -> FsResult<bool> {
-        let codec = self.codec();
+        let codec = self.codec()?;
         let entries = backing::list(handle)?;
         Ok(entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)))
     }
@@ -248,7 +249,8 @@ impl Volume {
         place: (Ino, Ino),
         id: DirId,
     ) -> FsResult<()> {
-        let bytes = dirfile::encode(id, |m| self.keys.directory_mac(m));
+        let keys = self.keys()?;
+        let bytes = dirfile::encode(id, |m| keys.directory_mac(m));
         self.write_helper(handle, place, DIR_FILE, &bytes)
     }
 
@@ -260,7 +262,7 @@ impl Volume {
         name: &[u8],
     ) -> FsResult<Option<Entry>> {
         match self.dir_id(dir, handle)? {
-            Some(id) => self.codec().entry(id, name).map(Some),
+            Some(id) => self.codec()?.entry(id, name).map(Some),
             None => Ok(None),
         }
     }
@@ -274,7 +276,7 @@ impl Volume {
         id: Option<DirId>,
         raw: &[u8],
     ) -> Option<Vec<u8>> {
-        match self.codec().listed(id, raw) {
+        match self.codec().ok()?.listed(id, raw) {
             Listed::Name(name) => Some(name),
             Listed::Dot | Listed::Helper => None,
             Listed::Unreadable => {
@@ -301,7 +303,7 @@ impl Volume {
         let sidecar = backing::read_small(handle, &super::names::sidecar_of(raw), 4096)?
             .ok_or_else(|| FsError::Damaged("the sidecar of a long name is missing".into()))?;
         let id = id.ok_or_else(|| FsError::Damaged("directory has lost its kmsfs.dir".into()))?;
-        self.codec().long_name(id, raw, &sidecar)
+        self.codec()?.long_name(id, raw, &sidecar)
     }
 
     fn log_unreadable(&self, dir: &Inode, raw: &[u8], why: &str) {
@@ -325,7 +327,7 @@ impl Volume {
         let id = self.dir_id(inode, handle).ok().flatten();
         self.lifted(handle, || {
             let entries = backing::list(handle)?;
-            let codec = self.codec();
+            let codec = self.codec()?;
             if !entries.iter().all(|e| matches!(codec.listed(None, &e.name), Listed::Helper)) {
                 return Err(Errno::NOTEMPTY.into());
             }
@@ -371,7 +373,7 @@ impl Volume {
                 .dir_handle(&place.parent)
                 .and_then(|h| Ok((self.dir_id(&place.parent, &h)?, h)))
                 .ok()
-                .and_then(|(id, h)| match self.codec().listed(id, &place.entry) {
+                .and_then(|(id, h)| match self.codec().ok()?.listed(id, &place.entry) {
                     Listed::Name(name) => Some(name),
                     Listed::Long => self.read_long_name(&h, id, &place.entry).ok(),
                     Listed::Dot | Listed::Helper | Listed::Unreadable => None,

@@ -3,6 +3,7 @@
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::crypto::Gone;
 use crate::format::FormatError;
 use crate::keys::KeyError;
 use crate::store::StoreError;
@@ -16,6 +17,9 @@ pub enum FsError {
     /// The content of one file.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The volume's keys have been taken away.
+    #[error(transparent)]
+    Gone(#[from] Gone),
     /// A key could not be had.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -46,6 +50,7 @@ impl FsError {
             FsError::Errno(errno) => *errno,
             FsError::Store(error) => store_errno(error),
             FsError::Key(error) => key_errno(error),
+            FsError::Gone(gone) => gone_errno(*gone),
             FsError::Damaged(_) => libc::EIO,
         }
     }
@@ -55,6 +60,9 @@ impl FsError {
         match self {
             FsError::Errno(_) => false,
             FsError::Store(StoreError::TooLarge | StoreError::ReadOnly) => false,
+            // Said once, when it happened.
+            FsError::Gone(_) | FsError::Store(StoreError::Gone(_)) => false,
+            FsError::Key(KeyError::WouldWait(_)) => false,
             FsError::Store(_) | FsError::Key(_) | FsError::Damaged(_) => true,
         }
     }
@@ -69,6 +77,7 @@ fn store_errno(error: &StoreError) -> i32 {
         | StoreError::Tree { .. }
         | StoreError::Root
         | StoreError::Short { .. } => libc::EIO,
+        StoreError::Gone(gone) => gone_errno(*gone),
         StoreError::TooLarge => libc::EFBIG,
         StoreError::ReadOnly => libc::EROFS,
     }
@@ -88,9 +97,18 @@ fn format_errno(error: &FormatError) -> i32 {
     }
 }
 
+fn gone_errno(gone: Gone) -> i32 {
+    match gone {
+        Gone::Revoked => libc::EKEYREVOKED,
+        Gone::Unconfirmed => libc::ENOKEY,
+    }
+}
+
 fn key_errno(error: &KeyError) -> i32 {
     match error {
-        KeyError::Revoked(_) => libc::EKEYREVOKED,
+        // Never leaves the daemon: whoever gets it waits and asks again.
+        KeyError::WouldWait(_) => libc::EAGAIN,
+        KeyError::Revoked(_) | KeyError::Denied(_) => libc::EKEYREVOKED,
         // ENOKEY is what fscrypt answers for a key that is not there; EAGAIN would be read as
         // "non-blocking, try again" by programs.
         KeyError::Unavailable(_)

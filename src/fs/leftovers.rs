@@ -195,7 +195,7 @@ impl Volume {
     fn mend_ours(&self, dir: &OwnedFd, entry: &[u8], st: &Stat) -> FsResult<Mended> {
         let handle = DirHandle(dir.try_clone()?);
         let id = self.read_dir_id(&handle).ok();
-        let ours = match self.codec().listed(id, entry) {
+        let ours = match self.codec()?.listed(id, entry) {
             Listed::Name(_) => true,
             Listed::Long => match self.read_long_name(&handle, id, entry) {
                 Ok(_) => true,
@@ -233,7 +233,7 @@ impl Volume {
     fn give_name(&self, dir: &DirHandle, id: DirId, entry: &[u8]) -> FsResult<()> {
         let random: [u8; 6] = crypto::random_array();
         let name = format!("{LOST_NAME}{}", encode_name(&random));
-        let new = self.codec().entry(id, name.as_bytes())?;
+        let new = self.codec()?.entry(id, name.as_bytes())?;
         rustix::fs::renameat_with(dir, entry, dir, &new.backing, RenameFlags::NOREPLACE)?;
         log::warn!(
             "backing entry {} was new and its name had not reached the disk when the last mount \
@@ -341,7 +341,7 @@ impl Volume {
         let id = DirId(crypto::random_array());
         self.write_dir_file(handle, at, id)?;
         for raw in backing::list(handle)? {
-            if !matches!(self.codec().listed(None, &raw.name), Listed::Helper) {
+            if !matches!(self.codec()?.listed(None, &raw.name), Listed::Helper) {
                 self.give_name(handle, id, &raw.name)?;
             }
         }

@@ -6,6 +6,7 @@ use crate::crypto::VolumeKeys;
 use crate::crypto::volumekeys::{decode_name, encode_name, long_name_hash};
 use crate::format::descriptor::NameMode;
 use crate::format::{DirId, is_name};
+use std::sync::Arc;
 
 /// Longest plaintext name in bytes, as everywhere on Linux.
 pub use crate::format::NAME_MAX;
@@ -65,14 +66,14 @@ pub enum Listed {
 }
 
 /// Encrypts and decrypts names as the volume says.
-pub struct NameCodec<'a> {
+pub struct NameCodec {
     /// Keys.
-    pub keys: &'a VolumeKeys,
+    pub keys: Arc<VolumeKeys>,
     /// Mode.
     pub mode: NameMode,
 }
 
-impl NameCodec<'_> {
+impl NameCodec {
     /// The backing entry of `name` in directory `dir`.
     pub fn entry(&self, dir: DirId, name: &[u8]) -> FsResult<Entry> {
         if name.len() > NAME_MAX {

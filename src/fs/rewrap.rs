@@ -66,7 +66,7 @@ impl Sweep<'_> {
     /// Looks at every header once; everything written is durable when this returns.
     pub fn run(&self, root: impl AsFd) -> FsResult<Swept> {
         let root = backing::open_dir(root)?;
-        let survey = Survey { keys: &self.context.keys, names: self.names };
+        let survey = Survey { keys: self.context.keys.keys()?, names: self.names };
         let mut state = State { sweep: self, swept: Swept::default(), seen: HashSet::new() };
         survey.walk(&root, &mut state)?;
         self.journal.close()?;

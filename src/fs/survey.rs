@@ -74,9 +74,9 @@ pub trait Visitor {
 }
 
 /// How to read the tree.
-pub struct Survey<'a> {
+pub struct Survey {
     /// Volume keys.
-    pub keys: &'a VolumeKeys,
+    pub keys: Arc<VolumeKeys>,
     /// How names are stored.
     pub names: NameMode,
 }
@@ -112,7 +112,7 @@ impl Open {
     }
 }
 
-impl Survey<'_> {
+impl Survey {
     /// Walks the whole tree below the backing root. Fails only if the root itself cannot be read.
     pub fn walk(&self, root: impl AsFd, visitor: &mut dyn Visitor) -> FsResult<()> {
         let root = Arc::new(DirHandle(backing::open_dir(root)?));
@@ -296,8 +296,8 @@ impl Survey<'_> {
         matches!(self.codec().listed(None, name), Listed::Helper)
     }
 
-    fn codec(&self) -> NameCodec<'_> {
-        NameCodec { keys: self.keys, mode: self.names }
+    fn codec(&self) -> NameCodec {
+        NameCodec { keys: self.keys.clone(), mode: self.names }
     }
 }
 

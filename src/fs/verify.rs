@@ -74,6 +74,7 @@ pub struct Verifier<'a> {
 impl Verifier<'_> {
     /// Checks everything below the backing root with so many content threads.
     pub fn run(&self, root: impl AsFd, threads: usize) -> FsResult<Checked> {
+        let keys = self.context.keys.keys()?;
         let checked = Checked::default();
         let (sender, receiver) = sync_channel(QUEUE);
         let receiver = Mutex::new(receiver);
@@ -81,7 +82,7 @@ impl Verifier<'_> {
             for _ in 0..threads.max(1) {
                 scope.spawn(|| self.work(&receiver, &checked));
             }
-            let survey = Survey { keys: &self.context.keys, names: self.names };
+            let survey = Survey { keys: keys.clone(), names: self.names };
             let mut queue =
                 Queue { sender, verifier: self, checked: &checked, seen: HashSet::new() };
             // Dropping the queue afterwards ends the threads.
@@ -151,8 +152,9 @@ impl Verifier<'_> {
             Ok(names) => names,
             Err(error) => return self.watch.damaged(found.damage(format!("attributes: {error}"))),
         };
+        let Ok(keys) = self.context.keys.keys() else { return };
         for stored in names {
-            if attribute_opens(&self.context.keys, object, &loc, &stored) == Some(false) {
+            if attribute_opens(&keys, object, &loc, &stored) == Some(false) {
                 let shown = String::from_utf8_lossy(&stored);
                 let text = format!("extended attribute {shown} does not authenticate");
                 self.watch.damaged(found.damage(text));

@@ -24,7 +24,7 @@ use super::journal::{self, Recovery, Root};
 use super::leftovers;
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
-use crate::crypto::VolumeKeys;
+use crate::crypto::{Vault, VolumeKeys};
 use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
 use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
@@ -120,7 +120,7 @@ pub struct Opened {
 /// An unlocked, open volume. Dropping it releases the lock on the backing directory.
 pub struct Volume {
     pub(super) ctx: Arc<VolumeContext>,
-    pub(super) keys: Arc<VolumeKeys>,
+    pub(super) vault: Arc<Vault>,
     pub(super) keyring: Keyring,
     descriptor: Descriptor,
     source: PathBuf,
@@ -187,12 +187,12 @@ impl Volume {
             ));
         }
         let st = rustix::fs::fstat(&root).map_err(|e| OpenError::io(source, e))?;
-        let keys = Arc::new(unlocked.keys);
-        let ctx = volume_context(&descriptor, keys.clone(), flags.rekey_limit)
+        let vault = Vault::new(unlocked.keys);
+        let ctx = volume_context(&descriptor, vault.clone(), flags.rekey_limit)
             .map_err(|e| unlock_error(e.into(), source))?;
         let mut volume = Volume {
             ctx: Arc::new(ctx),
-            keys,
+            vault,
             keyring: unlocked.keyring,
             descriptor,
             source: source.to_path_buf(),
@@ -381,8 +381,13 @@ impl Volume {
         PathBuf::from(OsString::from_vec(journal::backing_path_bytes(inode)))
     }
 
-    pub(super) fn codec(&self) -> NameCodec<'_> {
-        NameCodec { keys: &self.keys, mode: self.descriptor.params.names }
+    pub(super) fn codec(&self) -> FsResult<NameCodec> {
+        Ok(NameCodec { keys: self.keys()?, mode: self.descriptor.params.names })
+    }
+
+    /// The volume keys, for one operation.
+    pub(super) fn keys(&self) -> FsResult<Arc<VolumeKeys>> {
+        Ok(self.vault.keys()?)
     }
 
     pub(super) fn root_ino(&self) -> Ino {
@@ -499,7 +504,7 @@ fn dir_cache_size() -> usize {
 /// What the engine needs of an unlocked volume; `rekey_limit` 0 is the format's.
 pub fn volume_context(
     descriptor: &Descriptor,
-    keys: Arc<VolumeKeys>,
+    keys: Arc<Vault>,
     rekey_limit: u64,
 ) -> Result<VolumeContext, FormatError> {
     Ok(VolumeContext {
@@ -646,7 +651,11 @@ pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
         UnlockError::Key(KeyError::Misconfigured(_)) => exit::KEY_MATERIAL,
         UnlockError::Key(KeyError::Tampered(_)) => exit::FORMAT,
         UnlockError::Key(
-            KeyError::Revoked(_) | KeyError::Unavailable(_) | KeyError::Throttled(_),
+            KeyError::Revoked(_)
+            | KeyError::Denied(_)
+            | KeyError::Unavailable(_)
+            | KeyError::Throttled(_)
+            | KeyError::WouldWait(_),
         ) => exit::KEY_UNAVAILABLE,
     };
     let message = match &error {

@@ -79,18 +79,19 @@ impl Volume {
             self.at(inode, |loc| Ok(list(loc)?.iter().any(|n| n.starts_with(space.as_bytes()))))?;
         let object = if any { self.object_id(inode)? } else { None };
         let object = object.ok_or(FsError::Errno(libc::ENODATA))?;
-        let stored = self.stored_name(&object, space, name);
+        let stored = self.stored_name(&object, space, name)?;
         let raw = self.at(inode, |loc| Ok(get(loc, stored.name.as_bytes())?))?;
         self.open_value(&object, name, &stored, &raw)
     }
 
-    fn stored_name(&self, object: &[u8; 16], space: &str, name: &[u8]) -> Stored {
-        let sealed = self.keys.seal_xattr_name(object, name);
+    fn stored_name(&self, object: &[u8; 16], space: &str, name: &[u8]) -> FsResult<Stored> {
+        let sealed = self.keys()?.seal_xattr_name(object, name);
         let text = format!("{space}{}", encode_name(&sealed));
         if text.len() <= NAME_MAX {
-            return Stored { name: text, long: None };
+            return Ok(Stored { name: text, long: None });
         }
-        Stored { name: format!("{space}{LONG}{}", long_name_hash(&sealed)), long: Some(sealed) }
+        let name = format!("{space}{LONG}{}", long_name_hash(&sealed));
+        Ok(Stored { name, long: Some(sealed) })
     }
 
     fn open_value(
@@ -104,8 +105,9 @@ impl Volume {
             None => Some(raw),
             Some(_) => split_long(stored.name.as_bytes(), raw).map(|(_, value)| value),
         };
+        let keys = self.keys()?;
         sealed
-            .and_then(|s| self.keys.open_xattr_value(object, name, s).ok())
+            .and_then(|s| keys.open_xattr_value(object, name, s).ok())
             .ok_or_else(|| damaged("value does not authenticate"))
     }
 
@@ -129,8 +131,8 @@ impl Volume {
             Class::Acl => self.set_acl(who, &inode, name, value, flags)?,
             Class::Sealed(space) => {
                 let object = self.object_id_for_writing(&inode)?;
-                let stored = self.stored_name(&object, space, name);
-                let mut sealed = self.keys.seal_xattr_value(&object, name, value);
+                let stored = self.stored_name(&object, space, name)?;
+                let mut sealed = self.keys()?.seal_xattr_value(&object, name, value);
                 if let Some(long) = &stored.long {
                     sealed = join_long(long, &sealed);
                 }
@@ -208,7 +210,7 @@ impl Volume {
             decode_name(text)
         };
         let name = sealed
-            .and_then(|sealed| self.keys.open_xattr_name(object, &sealed).ok())
+            .and_then(|sealed| self.keys().ok()?.open_xattr_name(object, &sealed).ok())
             .filter(|name| space_of(name) == Some(space));
         if name.is_none() {
             let _ = self.note(inode, damaged("name does not authenticate; left out of the list"));
@@ -225,7 +227,7 @@ impl Volume {
             Class::Acl => self.at(&inode, |loc| Ok(remove(loc, name)?))?,
             Class::Sealed(space) => {
                 let object = self.object_id(&inode)?.ok_or(FsError::Errno(libc::ENODATA))?;
-                let stored = self.stored_name(&object, space, name);
+                let stored = self.stored_name(&object, space, name)?;
                 self.at(&inode, |loc| Ok(remove(loc, stored.name.as_bytes())?))?;
             }
         }

@@ -1,30 +1,21 @@
-//! Data-key cache: LRU by wrapped bytes, single flight.
+//! Data-key cache: LRU by wrapped bytes, single flight, and a life that only the provider renews.
 //!
 //! The name of an entry is a fingerprint of the wrapped copies and their context, so an entry can
 //! never answer for other bytes than those that were unwrapped. Must not know what unwraps.
 
 use super::KeyError;
+use super::clock::Clock;
 use crate::crypto::DataKey;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Fingerprint of wrapped copies and context.
 pub type CacheKey = [u8; 32];
-
-/// Time since boot, suspension included; tests bring their own.
-pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
-
-/// CLOCK_BOOTTIME.
-pub fn boot_clock() -> Clock {
-    Arc::new(|| {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32)
-    })
-}
 
 type Outcome = Result<Arc<DataKey>, KeyError>;
 
@@ -33,11 +24,15 @@ pub struct Cache {
     state: Mutex<State>,
     ttl: Option<Duration>,
     now: Clock,
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 struct State {
     keys: LruCache<CacheKey, Entry>,
     flights: HashMap<CacheKey, Arc<Flight>>,
+    /// Counts the purges: what was asked for before one does not land after it.
+    purges: u64,
 }
 
 struct Entry {
@@ -53,19 +48,57 @@ struct Flight {
     landed: Condvar,
 }
 
+/// How full and how useful the cache is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CacheFacts {
+    /// Keys held.
+    pub keys: usize,
+    /// Keys asked for and found.
+    pub hits: u64,
+    /// Keys that had to be unwrapped.
+    pub misses: u64,
+    /// Time since the provider vouched for the key it vouched for longest ago.
+    pub oldest: Option<Duration>,
+}
+
 impl Cache {
-    /// Holds at most `capacity` keys, each for at most `ttl` after its unwrap (`None`: no limit).
+    /// Holds at most `capacity` keys; after `ttl` from its unwrap (`None`: never) the provider is
+    /// asked again.
     pub fn new(capacity: NonZeroUsize, ttl: Option<Duration>, now: Clock) -> Self {
-        let state = State { keys: LruCache::sparse(capacity), flights: HashMap::new() };
-        Self { state: Mutex::new(state), ttl, now }
+        let keys = LruCache::sparse(capacity);
+        let state = State { keys, flights: HashMap::new(), purges: 0 };
+        let (hits, misses) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { state: Mutex::new(state), ttl, now, hits, misses }
     }
 
-    /// The cached key, or what `unwrap` says; concurrent callers of one key share a single call.
-    /// Errors reach all of them and are not remembered.
-    pub fn get_or_unwrap(&self, name: CacheKey, unwrap: impl FnOnce() -> Outcome) -> Outcome {
-        let flight = {
+    /// The cached key, if its time is not over.
+    pub fn get(&self, name: &CacheKey) -> Option<Arc<DataKey>> {
+        let found = self.fresh(&mut self.state.lock(), name);
+        if found.is_some() {
+            self.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// Is the key here? Not counted as a use.
+    pub fn holds(&self, name: &CacheKey) -> bool {
+        let state = self.state.lock();
+        state.keys.peek(name).is_some_and(|entry| self.is_fresh(entry))
+    }
+
+    /// The cached key, or what `unwrap` says; concurrent callers of one key share a single call. A key
+    /// whose time is over is asked for again; if nobody answers and `may_be_stale`, it serves on.
+    /// Errors reach all callers and are not remembered.
+    pub fn get_or_unwrap(
+        &self,
+        name: CacheKey,
+        may_be_stale: impl Fn() -> bool,
+        unwrap: impl FnOnce() -> Outcome,
+    ) -> Outcome {
+        let (flight, purges) = {
             let mut state = self.state.lock();
             if let Some(key) = self.fresh(&mut state, &name) {
+                self.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(key);
             }
             if let Some(flight) = state.flights.get(&name).cloned() {
@@ -74,12 +107,21 @@ impl Cache {
             }
             let flight = Arc::<Flight>::default();
             state.flights.insert(name, flight.clone());
-            flight
+            (flight, state.purges)
         };
-        let mut landing = Landing { cache: self, name, flight, outcome: None };
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        let mut landing = Landing { cache: self, name, flight, purges, outcome: None };
         let asked = (self.now)();
-        let outcome = unwrap();
-        landing.outcome = Some((outcome.clone(), asked));
+        let mut outcome = unwrap();
+        let mut confirmed = Some(asked);
+        if let Err(error) = &outcome
+            && error.falls_through()
+            && may_be_stale()
+            && let Some(key) = self.stale(&name)
+        {
+            (outcome, confirmed) = (Ok(key), None);
+        }
+        landing.outcome = Some((outcome.clone(), confirmed));
         outcome
     }
 
@@ -89,19 +131,37 @@ impl Cache {
         self.state.lock().keys.put(name, Entry { key, confirmed });
     }
 
-    /// Forgets every key. Unwraps under way still land.
+    /// Forgets every key; what is being unwrapped reaches those who wait for it, and nobody else.
     pub fn clear(&self) {
-        self.state.lock().keys.clear();
+        let mut state = self.state.lock();
+        state.purges += 1;
+        state.keys.clear();
+    }
+
+    /// How full and how useful it is.
+    pub fn facts(&self) -> CacheFacts {
+        let state = self.state.lock();
+        let oldest = state.keys.iter().map(|(_, entry)| entry.confirmed).min();
+        CacheFacts {
+            keys: state.keys.len(),
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            oldest: oldest.map(|at| (self.now)().saturating_sub(at)),
+        }
+    }
+
+    fn is_fresh(&self, entry: &Entry) -> bool {
+        let age = (self.now)().saturating_sub(entry.confirmed);
+        self.ttl.is_none_or(|ttl| age < ttl)
     }
 
     fn fresh(&self, state: &mut State, name: &CacheKey) -> Option<Arc<DataKey>> {
         let entry = state.keys.get(name)?;
-        let age = (self.now)().saturating_sub(entry.confirmed);
-        if self.ttl.is_some_and(|ttl| age >= ttl) {
-            state.keys.pop(name);
-            return None;
-        }
-        Some(entry.key.clone())
+        self.is_fresh(entry).then(|| entry.key.clone())
+    }
+
+    fn stale(&self, name: &CacheKey) -> Option<Arc<DataKey>> {
+        self.state.lock().keys.get(name).map(|entry| entry.key.clone())
     }
 }
 
@@ -122,19 +182,27 @@ struct Landing<'a> {
     cache: &'a Cache,
     name: CacheKey,
     flight: Arc<Flight>,
-    outcome: Option<(Outcome, Duration)>,
+    purges: u64,
+    /// And when the provider vouched for it, if it did.
+    outcome: Option<(Outcome, Option<Duration>)>,
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         let failed =
             || KeyError::Unavailable("unwrapping the data key broke off; try again".into());
-        let (outcome, confirmed) =
-            self.outcome.take().unwrap_or_else(|| (Err(failed()), Duration::ZERO));
+        let (outcome, confirmed) = self.outcome.take().unwrap_or_else(|| (Err(failed()), None));
         let mut state = self.cache.state.lock();
         state.flights.remove(&self.name);
-        if let Ok(key) = &outcome {
-            state.keys.put(self.name, Entry { key: key.clone(), confirmed });
+        match (&outcome, confirmed) {
+            (Ok(key), Some(confirmed)) if state.purges == self.purges => {
+                state.keys.put(self.name, Entry { key: key.clone(), confirmed });
+            }
+            // Said no: not even an outage later brings it back.
+            (Err(error), _) if !error.falls_through() => {
+                state.keys.pop(&self.name);
+            }
+            _ => {}
         }
         drop(state);
         *self.flight.outcome.lock() = Some(outcome);

@@ -5,6 +5,8 @@
 //! an old descriptor and an old passphrase can still open it; that is what rewrapping under a new
 //! master is for.
 
+#[cfg(feature = "aws")]
+use super::aws::{self, AwsKms, KeyArn, Regions, Settings};
 use super::local::LocalMaster;
 use super::master::{self, keyfile_slot, passphrase_slot};
 use super::unlock::{KeySpec, Opened, UnlockError, UnlockOptions, volume_context};
@@ -15,14 +17,19 @@ use crate::crypto::{Secret, SecretBytes, VolumeKey, VolumeKeys};
 use crate::format::descriptor::{Descriptor, MAX_MASTERS, MasterKdf, MasterSlot, Params};
 use crate::format::header::{self, KeySlot, Recipient};
 use crate::format::layout::Layout;
-use crate::format::recipient::MAX_RECIPIENTS;
+use crate::format::recipient::{MAX_RECIPIENTS, RecipientKind};
 use crate::format::{DataKeyId, FormatError, VolumeId};
 use std::path::Path;
+#[cfg(feature = "aws")]
+use std::time::Duration;
 
 /// Epoch of every wrapping key until its material is replaced.
 const FIRST_EPOCH: u32 = 1;
+/// How long a new KMS key may take to be known everywhere.
+#[cfg(feature = "aws")]
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes a descriptor; see [`super::unlock::create`].
+/// Makes a descriptor, with header blocks as needed if `params` says 0; see [`super::unlock::create`].
 pub(super) fn create(
     volume: VolumeId,
     params: Params,
@@ -31,10 +38,9 @@ pub(super) fn create(
     options: &UnlockOptions,
     cost: Argon2Cost,
 ) -> Result<Vec<u8>, UnlockError> {
-    let master = Secret::random();
-    let volume_key = VolumeKey(Secret::random());
+    let (volume_key, first) = first_copy(volume, key, options)?;
     let keys = VolumeKeys::derive(&volume_key, volume);
-    let descriptor = Descriptor {
+    let mut descriptor = Descriptor {
         volume,
         params,
         compat: vec![],
@@ -44,30 +50,52 @@ pub(super) fn create(
         allowed: vec![],
         volume_keys: vec![],
     };
-    let mut editor = Editor { descriptor, before: None, volume_key, keys, master: None };
-    editor.push_recipient(&LocalMaster::new(&master, volume, FIRST_EPOCH))?;
+    let grows = descriptor.params.header_blocks == 0;
+    descriptor.params.header_blocks = descriptor.params.header_blocks.max(1);
+    let mut editor = Editor { descriptor, before: None, grows, volume_key, keys, master: None };
+    match first {
+        Some(copy) => editor.push_copy(copy)?,
+        None => editor.add_master(key, options, cost)?,
+    }
     for recipient in recipients {
         match recipient {
             KeySpec::X25519(public) => editor.add_recipient(*public)?,
             KeySpec::Passphrase | KeySpec::Keyfile(_) => {
-                return Err(bad("a recipient is named x25519:PUBLIC-KEY").into());
+                editor.add_master(recipient, options, cost)?;
             }
-        }
-    }
-    editor.master = Some((master, None));
-    match key {
-        KeySpec::Passphrase => {
-            let passphrase = master::passphrase(options, "Passphrase of the new volume: ")?;
-            editor.add_passphrase(&passphrase, cost)?;
-        }
-        KeySpec::Keyfile(path) => editor.add_keyfile(path)?,
-        KeySpec::X25519(_) => {
-            return Err(bad("an x25519 key can only be a recipient; name a passphrase or a \
-                            key file as the volume's key")
-            .into());
+            #[cfg(feature = "aws")]
+            KeySpec::AwsKms(arn) => drop(editor.add_kms_key(arn, options)?),
         }
     }
     editor.finish()
+}
+
+/// The volume key. A KMS that is to wrap it first makes it, too, and gives its copy.
+fn first_copy(
+    volume: VolumeId,
+    key: &KeySpec,
+    options: &UnlockOptions,
+) -> Result<(VolumeKey, Option<Recipient>), KeyError> {
+    match key {
+        KeySpec::Passphrase | KeySpec::Keyfile(_) => Ok((VolumeKey(Secret::random()), None)),
+        KeySpec::X25519(_) => Err(bad(
+            "an x25519 key can only be a recipient; name a passphrase, a key file or a KMS key as \
+             the volume's key",
+        )),
+        #[cfg(feature = "aws")]
+        KeySpec::AwsKms(arn) => {
+            let provider = kms_provider(arn, options);
+            let (key, copy) = provider.generate(&volume_context(volume))?;
+            Ok((VolumeKey(key), Some(copy)))
+        }
+    }
+}
+
+/// For a key that may have been made, or given its policy, a moment ago.
+#[cfg(feature = "aws")]
+fn kms_provider(arn: &KeyArn, options: &UnlockOptions) -> AwsKms {
+    let patient = Settings { may_be_new: true, deadline: PATIENCE, ..options.kms.clone() };
+    Regions::new(patient).provider(arn.clone(), FIRST_EPOCH)
 }
 
 /// An opened descriptor being changed. Nothing is written: [`Self::finish`] gives the new bytes.
@@ -75,6 +103,8 @@ pub struct Editor {
     descriptor: Descriptor,
     /// As it was opened; a new volume has none.
     before: Option<Descriptor>,
+    /// No file has a header yet, and how large headers are is left to us.
+    grows: bool,
     volume_key: VolumeKey,
     keys: VolumeKeys,
     /// The master key and the slot it was opened with, if that still stands.
@@ -85,10 +115,10 @@ impl Editor {
     /// Opens a descriptor as [`super::unlock()`] does.
     pub fn open(bytes: &[u8], options: &UnlockOptions) -> Result<Self, UnlockError> {
         let (descriptor, opened) = Opened::open(bytes, options)?;
-        let Opened { volume_key, keys, master, .. } = opened;
-        let master = master.map(|opened| (opened.master, Some(opened.slot)));
+        let Opened { volume_key, keys, ways } = opened;
+        let master = ways.master.map(|opened| (opened.master, Some(opened.slot)));
         let before = Some(descriptor.clone());
-        Ok(Self { descriptor, before, volume_key, keys, master })
+        Ok(Self { descriptor, before, grows: false, volume_key, keys, master })
     }
 
     /// The descriptor as it stands.
@@ -121,6 +151,8 @@ impl Editor {
 
     /// Adds a passphrase.
     pub fn add_passphrase(&mut self, new: &SecretBytes, cost: Argon2Cost) -> Result<(), KeyError> {
+        self.check_master_room()?;
+        self.ensure_master()?;
         let slot = passphrase_slot(self.descriptor.volume, self.master()?, new, cost)?;
         self.push_master(slot)
     }
@@ -130,7 +162,7 @@ impl Editor {
         self.check_master_room()?;
         let exists = std::fs::symlink_metadata(path).is_ok();
         // The master key is needed before the file is made, or a refusal would leave one behind.
-        self.master()?;
+        self.ensure_master()?;
         let secret =
             if exists { keyfile::read_keyfile(path)? } else { keyfile::create_keyfile(path)? };
         if master::opens_with_keyfile(&self.descriptor, &secret).is_some() {
@@ -172,44 +204,125 @@ impl Editor {
     /// Removes an X25519 recipient. Headers written so far still carry a copy for it until they are
     /// rewrapped. The last recipient stays.
     pub fn remove_recipient(&mut self, public: [u8; 32]) -> Result<(), KeyError> {
-        let name = X25519::name(&public, FIRST_EPOCH);
-        if !self.descriptor.allowed.iter().any(|other| same_key(other, &name)) {
+        self.remove_named(&X25519::name(&public, FIRST_EPOCH))
+    }
+
+    /// Adds a KMS key; gives the key's ARN, which an alias only stands for.
+    #[cfg(feature = "aws")]
+    pub fn add_kms_key(
+        &mut self,
+        arn: &KeyArn,
+        options: &UnlockOptions,
+    ) -> Result<String, KeyError> {
+        let provider = kms_provider(arn, options);
+        self.check_new(&provider.recipient())?;
+        let context = volume_context(self.descriptor.volume);
+        let copy = provider.wrap(&context, &self.volume_key.0)?;
+        let told = describe_recipient(&copy);
+        self.push_copy(copy)?;
+        Ok(told)
+    }
+
+    /// Removes a KMS key, as [`Self::remove_recipient`] does.
+    #[cfg(feature = "aws")]
+    pub fn remove_kms_key(&mut self, arn: &KeyArn) -> Result<(), KeyError> {
+        if arn.is_alias() {
+            return Err(bad("an alias may point to another key by now; name the key itself"));
+        }
+        self.remove_named(&aws::name(arn, FIRST_EPOCH))
+    }
+
+    fn remove_named(&mut self, name: &Recipient) -> Result<(), KeyError> {
+        if !self.descriptor.allowed.iter().any(|other| same_key(other, name)) {
             return Err(KeyError::NotOurs(format!(
                 "{} is not a recipient of this volume",
-                describe_recipient(&name)
+                describe_recipient(name)
             )));
         }
         if self.descriptor.allowed.len() == 1 || self.descriptor.volume_keys.len() == 1 {
             return Err(bad("the last recipient cannot be removed: nobody could open the volume"));
         }
-        self.descriptor.allowed.retain(|other| !same_key(other, &name));
-        self.descriptor.volume_keys.retain(|other| !same_key(other, &name));
+        self.descriptor.allowed.retain(|other| !same_key(other, name));
+        self.descriptor.volume_keys.retain(|other| !same_key(other, name));
+        Ok(())
+    }
+
+    /// Makes the local master key a recipient, opened with `key`; or one more key file or passphrase
+    /// of the one there is.
+    fn add_master(
+        &mut self,
+        key: &KeySpec,
+        options: &UnlockOptions,
+        cost: Argon2Cost,
+    ) -> Result<(), KeyError> {
+        match key {
+            KeySpec::Keyfile(path) => self.add_keyfile(path),
+            _ => {
+                let passphrase = master::passphrase(options, "Passphrase of the new volume: ")?;
+                self.add_passphrase(&passphrase, cost)
+            }
+        }
+    }
+
+    /// A volume that had only other keys gets a local master key, one that has it must be opened with
+    /// it.
+    fn ensure_master(&mut self) -> Result<(), KeyError> {
+        if self.descriptor.allowed.iter().any(|r| r.kind == RecipientKind::LocalMaster) {
+            return self.master().map(drop);
+        }
+        let master = Secret::random();
+        self.push_recipient(&LocalMaster::new(&master, self.descriptor.volume, FIRST_EPOCH))?;
+        self.master = Some((master, None));
         Ok(())
     }
 
     fn push_recipient(&mut self, provider: &dyn KeyProvider) -> Result<(), KeyError> {
-        let name = provider.recipient();
-        if self.descriptor.allowed.iter().any(|other| same_key(other, &name)) {
-            let name = describe_recipient(&name);
+        self.check_new(&provider.recipient())?;
+        let context = volume_context(self.descriptor.volume);
+        self.push_copy(provider.wrap(&context, &self.volume_key.0)?)
+    }
+
+    fn check_new(&self, name: &Recipient) -> Result<(), KeyError> {
+        if self.descriptor.allowed.iter().any(|other| same_key(other, name)) {
+            let name = describe_recipient(name);
             return Err(bad(&format!("{name} is a recipient of this volume already")));
         }
-        let context = volume_context(self.descriptor.volume);
-        let copy = provider.wrap(&context, &self.volume_key.0)?;
+        Ok(())
+    }
+
+    fn push_copy(&mut self, copy: Recipient) -> Result<(), KeyError> {
+        self.check_new(&copy)?;
         self.check_header_room(&copy)?;
-        self.descriptor.allowed.push(name);
+        self.descriptor.allowed.push(Recipient { wrapped: vec![], ..copy.clone() });
         self.descriptor.volume_keys.push(copy);
         Ok(())
     }
 
+    /// A new volume has no files yet: it gets as many header blocks as its recipients need.
+    fn grow_header(&mut self, slot: &KeySlot) -> bool {
+        let fits = |blocks: &u8| {
+            Layout::new(*blocks).is_ok_and(|layout| slot.encoded_len() <= header::slot_len(layout))
+        };
+        let wanted = [2, 4].into_iter().find(fits);
+        match wanted.filter(|_| self.grows) {
+            Some(blocks) => {
+                self.descriptor.params.header_blocks = blocks;
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Headers have a fixed place for wrapped copies; data keys are as long as the volume key.
-    fn check_header_room(&self, another: &Recipient) -> Result<(), KeyError> {
+    fn check_header_room(&mut self, another: &Recipient) -> Result<(), KeyError> {
         let mut recipients = self.descriptor.volume_keys.clone();
         recipients.push(another.clone());
         let layout = Layout::new(self.descriptor.params.header_blocks)
             .map_err(|e| KeyError::Misconfigured(e.to_string()))?;
         let slot = KeySlot { data_key_id: DataKeyId([0; 16]), commitment: [0; 32], recipients };
         let room = header::slot_len(layout);
-        if slot.encoded_len() <= room && slot.recipients.len() <= MAX_RECIPIENTS {
+        let few = slot.recipients.len() <= MAX_RECIPIENTS;
+        if few && (slot.encoded_len() <= room || self.grow_header(&slot)) {
             return Ok(());
         }
         Err(bad(&format!(
@@ -245,7 +358,11 @@ impl Editor {
     }
 
     fn remove_master(&mut self, index: usize) -> Result<(), KeyError> {
-        if self.descriptor.masters.len() == 1 {
+        let kms = |copy: &Recipient| copy.kind == RecipientKind::AwsKms;
+        if self.descriptor.masters.len() == 1 && self.descriptor.volume_keys.iter().any(kms) {
+            // The master key goes with the last way to it; files are opened by the KMS.
+            self.remove_named(&LocalMaster::name(FIRST_EPOCH))?;
+        } else if self.descriptor.masters.len() == 1 {
             return Err(bad(
                 "the last passphrase or key file cannot be removed: add another one first",
             ));

@@ -1,21 +1,28 @@
-//! The keys of an unlocked volume at run time: unwraps data keys (cached), supplies new ones.
+//! The keys of an unlocked volume at run time: unwraps data keys (cached), supplies new ones, knows
+//! whether the volume's key is still granted.
 //!
 //! Invariants: only recipients of the descriptor's list are ever asked; a copy that is unavailable
 //! lets the next one be tried, any other answer is final; new files get a copy for every recipient
-//! or none.
+//! or none; while the keyring is closed nothing is handed out.
 
-use super::cache::{Cache, CacheKey, Clock, boot_clock};
-use super::supply::Supply;
-use super::{KeyError, KeyProvider, WrapContext, describe_recipient, same_key};
+use super::cache::{Cache, CacheFacts, CacheKey};
+use super::clock::{Clock, boot_clock};
+use super::supply::{Supply, SupplyFacts};
+use super::wait::{self, Grant, Need};
+use super::{KeyError, KeyProvider, ProviderReport, WrapContext, describe_recipient, same_key};
 use crate::crypto::wrap::Purpose;
-use crate::crypto::{DataKey, Secret, fingerprint, random_array};
+use crate::crypto::{DataKey, Secret, VolumeKey, fingerprint, random_array};
 use crate::format::header::{KeySlot, Recipient};
 use crate::format::{DataKeyId, VolumeId};
+use parking_lot::{Condvar, Mutex, RwLock};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Data keys kept unwrapped: half a megabyte of locked memory.
 const CACHED_KEYS: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+/// Data keys made ahead when a KMS makes them.
+const AHEAD: usize = 1;
 
 /// A data key for new files. `slot.commitment` is zero: the file fills it in.
 #[derive(Clone)]
@@ -32,153 +39,461 @@ pub struct Member {
     pub recipient: Recipient,
     /// What wraps and unwraps for it; without one its copies count as unavailable.
     pub provider: Option<Arc<dyn KeyProvider>>,
+    /// Tried before the others.
+    pub preferred: bool,
+}
+
+/// How long keys are used without asking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lifetimes {
+    /// A cached data key of a KMS is confirmed again after this.
+    pub ttl: Duration,
+    /// Keys at hand serve on for so long after the last answer of the KMS.
+    pub grace: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(3600), grace: Duration::from_secs(3600) }
+    }
+}
+
+/// What a keyring is made of.
+pub struct Parts {
+    /// The volume.
+    pub volume: VolumeId,
+    /// New files that share a data key.
+    pub files_per_data_key: u32,
+    /// In the descriptor's order.
+    pub members: Vec<Member>,
+    /// Wrapped copies of the volume key.
+    pub volume_keys: Vec<Recipient>,
+    /// How long keys are used without asking.
+    pub lifetimes: Lifetimes,
+    /// The time.
+    pub now: Clock,
 }
 
 /// Providers, cache and supply of one unlocked volume. Thread-safe.
-pub struct Keyring {
+pub struct Keyring(Arc<Shared>);
+
+struct Shared {
     volume: VolumeId,
+    /// Those every new key is wrapped for, in the descriptor's order.
+    wrap_order: Vec<Recipient>,
+    /// In the order they are asked to unwrap.
     members: Vec<Member>,
+    volume_keys: Vec<Recipient>,
     cache: Cache,
     supply: Supply,
+    now: Clock,
+    grace: Duration,
+    /// When a KMS last answered.
+    contact: Mutex<Duration>,
+    /// Why nothing is handed out, if so.
+    closed: RwLock<Option<KeyError>>,
+    /// Somebody was told no.
+    alarm: Mutex<bool>,
+    alarmed: Condvar,
+}
+
+/// The keyring at a glance.
+#[derive(Clone, Debug)]
+pub struct KeyFacts {
+    /// One for each recipient with a remote provider.
+    pub providers: Vec<ProviderReport>,
+    /// Unwrapped data keys.
+    pub cache: CacheFacts,
+    /// Keys for new files.
+    pub supply: SupplyFacts,
+    /// Since a KMS last answered; none if no KMS is needed.
+    pub contact: Option<Duration>,
+    /// Why nothing is handed out, if so.
+    pub closed: Option<String>,
 }
 
 impl Keyring {
-    /// A keyring for the recipients of a descriptor, in its order.
+    /// A keyring for the recipients of a descriptor that needs no KMS.
     pub fn new(volume: VolumeId, files_per_data_key: u32, members: Vec<Member>) -> Self {
-        Self::with_clock(volume, files_per_data_key, members, boot_clock())
+        Self::from_parts(Parts {
+            volume,
+            files_per_data_key,
+            members,
+            volume_keys: vec![],
+            lifetimes: Lifetimes::default(),
+            now: boot_clock(),
+        })
     }
 
-    /// As [`Self::new`] with another clock.
-    pub fn with_clock(
-        volume: VolumeId,
-        files_per_data_key: u32,
-        members: Vec<Member>,
-        now: Clock,
-    ) -> Self {
-        let cache = Cache::new(CACHED_KEYS, None, now.clone());
-        Self { volume, members, cache, supply: Supply::new(files_per_data_key, now) }
+    /// A keyring just unlocked: the KMS, if there is one, has answered now.
+    pub fn from_parts(parts: Parts) -> Self {
+        let Parts { volume, files_per_data_key, mut members, volume_keys, lifetimes, now } = parts;
+        let remote = members.iter().any(Member::is_remote);
+        let ttl = remote.then_some(lifetimes.ttl);
+        let cache = Cache::new(CACHED_KEYS, ttl, now.clone());
+        let supply = Supply::new(files_per_data_key, if remote { AHEAD } else { 0 }, now.clone());
+        // Stable: the rest stays in the descriptor's order.
+        let order: Vec<Recipient> = members.iter().map(|m| m.recipient.clone()).collect();
+        members.sort_by_key(|member| !member.preferred);
+        let shared = Shared {
+            volume,
+            wrap_order: order,
+            members,
+            volume_keys,
+            cache,
+            supply,
+            contact: Mutex::new(now()),
+            now,
+            grace: lifetimes.grace,
+            closed: RwLock::default(),
+            alarm: Mutex::default(),
+            alarmed: Condvar::new(),
+        };
+        Self(Arc::new(shared))
     }
 
     /// Unwraps (or finds in the cache) the data key of a slot; refuses recipients the descriptor
     /// does not allow.
     pub fn data_key(&self, slot: &KeySlot) -> Result<Arc<DataKey>, KeyError> {
-        let allowed: Vec<_> =
-            slot.recipients.iter().filter_map(|copy| Some((copy, self.member(copy)?))).collect();
-        if allowed.is_empty() {
-            let names: Vec<_> = slot.recipients.iter().map(describe_recipient).collect();
-            return Err(KeyError::NotOurs(format!(
-                "the data key is wrapped for {} only, which is not a recipient of this volume",
-                names.join(", ")
-            )));
-        }
-        let context = self.context(slot.data_key_id);
-        let copies: Vec<&Recipient> = allowed.iter().map(|(copy, _)| *copy).collect();
-        self.cache.get_or_unwrap(cache_name(&context, &copies), || {
-            unwrap_first(&context, &allowed).map(|key| Arc::new(DataKey(key)))
-        })
+        self.0.data_key(slot, wait::may_wait())
     }
 
     /// The data key for one more new file; shared by `files_per_data_key` files and at most one
-    /// hour.
+    /// hour. If no file comes of it, [`Self::unused`].
     pub fn for_new_file(&self) -> Result<NewDataKey, KeyError> {
-        self.supply.take(|| self.make_data_key())
+        self.0.is_open()?;
+        if let Some(key) = wait::granted_new().or_else(|| self.0.supply.try_take()) {
+            self.fill_supply();
+            return Ok(key);
+        }
+        self.fill_supply();
+        if !wait::may_wait() && self.0.any_remote() {
+            return Err(KeyError::WouldWait(Box::new(Need::New)));
+        }
+        self.0.supply.take(|| self.0.make_data_key())
+    }
+
+    /// Takes back a key no file came of.
+    pub fn unused(&self, key: NewDataKey) {
+        self.0.supply.give_back(key);
+    }
+
+    /// Waits for what an operation could not go on without.
+    pub fn grant(&self, need: &Need) -> Result<Grant, KeyError> {
+        match need {
+            Need::Unwrapped(slot) => {
+                let (name, _) = self.0.named(slot)?;
+                Ok(Grant::Unwrapped(name, self.0.data_key(slot, true)?))
+            }
+            Need::New => {
+                self.0.is_open()?;
+                self.0.supply.take(|| self.0.make_data_key()).map(Grant::New)
+            }
+        }
+    }
+
+    /// Unwraps a key that may be asked for soon. Returns whether the KMS was asked.
+    pub fn look_ahead(&self, slot: &KeySlot) -> bool {
+        match self.0.named(slot) {
+            Ok((name, _)) if !self.0.cache.holds(&name) => {
+                let _ = self.0.data_key(slot, true);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Is looking ahead of use, and is there room for it now?
+    pub fn has_spare(&self) -> bool {
+        let first = self.0.first_way();
+        first.is_some_and(|provider| provider.is_remote() && provider.has_spare())
+            && self.0.closed.read().is_none()
+    }
+
+    /// Begins to make the keys for new files that will be wanted.
+    pub fn fill_supply(&self) {
+        while let Some(order) = self.0.supply.order() {
+            let shared = self.0.clone();
+            let work = move || {
+                let mut next = Some(order);
+                while let Some(order) = next {
+                    let made = shared.is_open().and_then(|()| shared.make_data_key());
+                    shared.supply.deliver(order, made.ok());
+                    next = shared.supply.order();
+                }
+            };
+            let thread = std::thread::Builder::new().name("kmsfs-supply".into());
+            if thread.spawn(work).is_err() {
+                return self.0.supply.deliver(order, None);
+            }
+        }
     }
 
     /// The same data key wrapped for exactly the volume's present recipients (for `key
     /// add|remove`). `None` when the slot already is. Copies that are right already are kept.
     pub fn rewrap(&self, slot: &KeySlot) -> Result<Option<KeySlot>, KeyError> {
-        let is_for = |copy: &Recipient, member: &Member| {
-            same_key(copy, &member.recipient) && copy.epoch == member.recipient.epoch
+        let is_for = |copy: &Recipient, wanted: &Recipient| {
+            same_key(copy, wanted) && copy.epoch == wanted.epoch
         };
-        let same_number = slot.recipients.len() == self.members.len();
-        if same_number && slot.recipients.iter().zip(&self.members).all(|(c, m)| is_for(c, m)) {
+        let wanted = &self.0.wrap_order;
+        let same_number = slot.recipients.len() == wanted.len();
+        if same_number && slot.recipients.iter().zip(wanted).all(|(c, m)| is_for(c, m)) {
             return Ok(None);
         }
         let key = self.data_key(slot)?;
-        let context = self.context(slot.data_key_id);
+        let context = self.0.context(slot.data_key_id);
         let copy_for =
-            |member: &Member| match slot.recipients.iter().find(|copy| is_for(copy, member)) {
+            |wanted: &Recipient| match slot.recipients.iter().find(|copy| is_for(copy, wanted)) {
                 Some(copy) => Ok(copy.clone()),
-                None => self.provider(member)?.wrap(&context, &key.0),
+                None => self.0.wrap_for(wanted, &context, &key.0),
             };
-        let recipients = self.members.iter().map(copy_for).collect::<Result<_, _>>()?;
+        let recipients = wanted.iter().map(copy_for).collect::<Result<_, _>>()?;
         Ok(Some(KeySlot { recipients, ..slot.clone() }))
     }
 
     /// Can new files be given keys? `Err` says which recipient is missing.
     pub fn can_create(&self) -> Result<(), KeyError> {
-        self.members.iter().try_for_each(|member| self.provider(member).map(drop))
+        self.0.can_create()
     }
 
-    /// Forgets every data key it holds.
-    pub fn clear(&self) {
-        self.supply.clear();
-        self.cache.clear();
+    /// May the owner of the volume's key, by switching it off, switch the volume off? Only if a KMS is
+    /// asked first.
+    pub fn is_watched(&self) -> bool {
+        let first = self.0.first_way();
+        !self.0.volume_keys.is_empty() && first.is_some_and(|provider| provider.is_remote())
+    }
+
+    /// Asks for the volume key again.
+    pub fn probe(&self) -> Result<VolumeKey, KeyError> {
+        self.0.unwrap_volume_key()
+    }
+
+    /// Time since a KMS answered, and whether that is longer than keys may serve on.
+    pub fn silence(&self) -> (Duration, bool) {
+        self.0.silence()
+    }
+
+    /// Waits for the next time to probe: `interval`, or until somebody was told no.
+    pub fn wait_for_alarm(&self, interval: Duration) {
+        let mut alarm = self.0.alarm.lock();
+        if !*alarm {
+            self.0.alarmed.wait_for(&mut alarm, interval);
+        }
+        *alarm = false;
+    }
+
+    /// Ends [`Self::wait_for_alarm`].
+    pub fn wake(&self) {
+        self.0.raise_alarm();
+    }
+
+    /// From now on nothing is handed out but `why`.
+    pub fn close(&self, why: KeyError) {
+        *self.0.closed.write() = Some(why);
+    }
+
+    /// Forgets every data key it holds, and what the providers remember.
+    pub fn purge(&self) {
+        self.0.supply.clear();
+        self.0.cache.clear();
+        self.0.members.iter().filter_map(|m| m.provider.as_ref()).for_each(|p| p.forget());
+    }
+
+    /// Hands out keys again.
+    pub fn open(&self) {
+        *self.0.closed.write() = None;
+        self.fill_supply();
+    }
+
+    /// The keyring at a glance.
+    pub fn facts(&self) -> KeyFacts {
+        let shared = &self.0;
+        let providers = shared.members.iter().filter_map(|member| member.provider.as_ref());
+        KeyFacts {
+            providers: providers.filter_map(|provider| provider.report()).collect(),
+            cache: shared.cache.facts(),
+            supply: shared.supply.facts(),
+            contact: shared.any_remote().then(|| shared.silence().0),
+            closed: shared.closed.read().as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+impl Member {
+    fn is_remote(&self) -> bool {
+        self.provider.as_ref().is_some_and(|provider| provider.is_remote())
+    }
+}
+
+impl Shared {
+    fn is_open(&self) -> Result<(), KeyError> {
+        self.closed.read().clone().map_or(Ok(()), Err)
+    }
+
+    /// What is asked first to unwrap a key.
+    fn first_way(&self) -> Option<&dyn KeyProvider> {
+        let mut ways = self.members.iter().filter_map(|member| member.provider.as_deref());
+        ways.find(|provider| provider.can_unwrap())
+    }
+
+    fn any_remote(&self) -> bool {
+        self.members.iter().any(Member::is_remote)
     }
 
     fn context(&self, id: DataKeyId) -> WrapContext {
         WrapContext { volume: self.volume, purpose: Purpose::Data(id) }
     }
 
-    fn member(&self, copy: &Recipient) -> Option<&Member> {
-        self.members.iter().find(|member| same_key(&member.recipient, copy))
+    fn data_key(&self, slot: &KeySlot, may_wait: bool) -> Result<Arc<DataKey>, KeyError> {
+        let (name, copies) = self.named(slot)?;
+        self.is_open()?;
+        if let Some(key) = wait::granted(&name).or_else(|| self.cache.get(&name)) {
+            return Ok(key);
+        }
+        if !may_wait && copies.iter().any(|(_, member)| member.is_remote()) {
+            return Err(KeyError::WouldWait(Box::new(Need::Unwrapped(slot.clone()))));
+        }
+        let context = self.context(slot.data_key_id);
+        let key = self.cache.get_or_unwrap(
+            name,
+            || !self.silence().1,
+            || self.unwrap_first(&context, &copies).map(|key| Arc::new(DataKey(key))),
+        )?;
+        // Closed meanwhile: those who closed it do not know of this one.
+        self.is_open()?;
+        Ok(key)
     }
 
-    fn provider<'a>(&self, member: &'a Member) -> Result<&'a dyn KeyProvider, KeyError> {
-        member.provider.as_deref().ok_or_else(|| {
+    /// The slot's copies that may be asked for, in the order they are tried, and their name.
+    fn named<'a>(
+        &'a self,
+        slot: &'a KeySlot,
+    ) -> Result<(CacheKey, Vec<(&'a Recipient, &'a Member)>), KeyError> {
+        let copies = self.in_order(&slot.recipients);
+        if copies.is_empty() {
+            let names: Vec<_> = slot.recipients.iter().map(describe_recipient).collect();
+            return Err(KeyError::NotOurs(format!(
+                "the data key is wrapped for {} only, which is not a recipient of this volume",
+                names.join(", ")
+            )));
+        }
+        let bare: Vec<&Recipient> = copies.iter().map(|(copy, _)| *copy).collect();
+        Ok((cache_name(&self.context(slot.data_key_id), &bare), copies))
+    }
+
+    fn in_order<'a>(&'a self, copies: &'a [Recipient]) -> Vec<(&'a Recipient, &'a Member)> {
+        let copy_of =
+            |member: &Member| copies.iter().find(|copy| same_key(copy, &member.recipient));
+        self.members.iter().filter_map(|member| Some((copy_of(member)?, member))).collect()
+    }
+
+    fn unwrap_volume_key(&self) -> Result<VolumeKey, KeyError> {
+        let context = WrapContext { volume: self.volume, purpose: Purpose::Volume };
+        self.unwrap_first(&context, &self.in_order(&self.volume_keys)).map(VolumeKey)
+    }
+
+    /// The first copy whose provider answers; an unavailable one gives way to the next.
+    fn unwrap_first(
+        &self,
+        context: &WrapContext,
+        copies: &[(&Recipient, &Member)],
+    ) -> Result<Secret<32>, KeyError> {
+        let mut failures: Vec<KeyError> = Vec::new();
+        for (copy, member) in copies {
+            let answer = match &member.provider {
+                Some(provider) => provider.unwrap(context, copy),
+                None => Err(KeyError::Unavailable(format!(
+                    "the {} is not at hand",
+                    describe_recipient(&member.recipient)
+                ))),
+            };
+            match answer {
+                Err(error) if error.falls_through() => failures.push(error),
+                answer => return self.noted(member, answer),
+            }
+        }
+        if failures.len() == 1 {
+            return Err(failures.remove(0));
+        }
+        let all: Vec<_> = failures.iter().map(ToString::to_string).collect();
+        Err(KeyError::Unavailable(format!("no recipient can open the key: {}", all.join("; "))))
+    }
+
+    /// Remembers that a KMS answered; one that says no is heard by whoever watches.
+    fn noted<T>(&self, member: &Member, answer: Result<T, KeyError>) -> Result<T, KeyError> {
+        match &answer {
+            Ok(_) if member.is_remote() => *self.contact.lock() = (self.now)(),
+            Err(KeyError::Revoked(_) | KeyError::Denied(_)) => self.raise_alarm(),
+            _ => {}
+        }
+        answer
+    }
+
+    fn raise_alarm(&self) {
+        *self.alarm.lock() = true;
+        self.alarmed.notify_all();
+    }
+
+    fn silence(&self) -> (Duration, bool) {
+        let silence = (self.now)().saturating_sub(*self.contact.lock());
+        (silence, silence >= self.grace)
+    }
+
+    fn member(&self, recipient: &Recipient) -> Option<&Member> {
+        self.members.iter().find(|member| same_key(&member.recipient, recipient))
+    }
+
+    fn provider(&self, recipient: &Recipient) -> Result<(&Member, &dyn KeyProvider), KeyError> {
+        let member = self.member(recipient);
+        member.and_then(|member| Some((member, member.provider.as_deref()?))).ok_or_else(|| {
             KeyError::Unavailable(format!(
                 "the {} is not at hand, and new files need a copy of their key for every \
-                 recipient; \
-                 mount with the volume's key file or passphrase to make files",
-                describe_recipient(&member.recipient)
+                 recipient; mount with the volume's key file or passphrase to make files",
+                describe_recipient(recipient)
             ))
         })
+    }
+
+    /// A copy for a recipient.
+    fn wrap_for(
+        &self,
+        recipient: &Recipient,
+        context: &WrapContext,
+        key: &Secret<32>,
+    ) -> Result<Recipient, KeyError> {
+        let (member, provider) = self.provider(recipient)?;
+        self.noted(member, provider.wrap(context, key))
+    }
+
+    fn can_create(&self) -> Result<(), KeyError> {
+        self.wrap_order.iter().try_for_each(|recipient| self.provider(recipient).map(drop))
     }
 
     fn make_data_key(&self) -> Result<NewDataKey, KeyError> {
         self.can_create()?;
         let id = DataKeyId(random_array());
         let context = self.context(id);
-        let Some((first, rest)) = self.members.split_first() else {
-            return Err(KeyError::NotOurs("the volume has no recipient to wrap keys for".into()));
+        // A KMS makes the key if there is one; the others wrap it.
+        let maker =
+            self.wrap_order.iter().position(|r| self.member(r).is_some_and(Member::is_remote));
+        let maker = self.wrap_order.get(maker.unwrap_or(0)).ok_or_else(|| {
+            KeyError::NotOurs("the volume has no recipient to wrap keys for".into())
+        })?;
+        let (member, provider) = self.provider(maker)?;
+        let (key, made) = self.noted(member, provider.generate(&context))?;
+        let copy_for = |recipient: &Recipient| match same_key(recipient, maker) {
+            true => Ok(made.clone()),
+            false => self.wrap_for(recipient, &context, &key),
         };
-        let (key, copy) = self.provider(first)?.generate(&context)?;
-        let mut recipients = vec![copy];
-        for member in rest {
-            recipients.push(self.provider(member)?.wrap(&context, &key)?);
-        }
+        let recipients = self.wrap_order.iter().map(copy_for).collect::<Result<_, _>>()?;
         let key = Arc::new(DataKey(key));
-        let name = cache_name(&context, &recipients.iter().collect::<Vec<_>>());
-        self.cache.insert(name, key.clone());
         let slot = KeySlot { data_key_id: id, commitment: [0; 32], recipients };
+        let (name, _) = self.named(&slot)?;
+        if self.closed.read().is_none() {
+            self.cache.insert(name, key.clone());
+        }
         Ok(NewDataKey { key, slot })
     }
-}
-
-/// The first copy whose provider answers; an unavailable one gives way to the next.
-fn unwrap_first(
-    context: &WrapContext,
-    copies: &[(&Recipient, &Member)],
-) -> Result<Secret<32>, KeyError> {
-    let mut failures: Vec<KeyError> = Vec::new();
-    for (copy, member) in copies {
-        let answer = match &member.provider {
-            Some(provider) => provider.unwrap(context, copy),
-            None => Err(KeyError::Unavailable(format!(
-                "the {} is not at hand",
-                describe_recipient(&member.recipient)
-            ))),
-        };
-        match answer {
-            Err(error) if error.falls_through() => failures.push(error),
-            answer => return answer,
-        }
-    }
-    if failures.len() == 1 {
-        return Err(failures.remove(0));
-    }
-    let all: Vec<_> = failures.iter().map(ToString::to_string).collect();
-    Err(KeyError::Unavailable(format!("no recipient can open the data key: {}", all.join("; "))))
 }
 
 fn cache_name(context: &WrapContext, copies: &[&Recipient]) -> CacheKey {

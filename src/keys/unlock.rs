@@ -1,19 +1,18 @@
 //! From descriptor and operator's secrets to an unlocked volume; and making descriptors.
 
+#[cfg(feature = "aws")]
+use super::aws::{KeyArn, Settings};
+use super::clock::boot_clock;
 use super::edit;
-use super::keyring::Member;
-use super::local::LocalMaster;
-use super::master::{self, OpenedMaster};
-use super::x25519::X25519;
-use super::{KeyError, KeyProvider, Keyring, WrapContext, describe_recipient, keyfile, same_key};
-use crate::crypto::hpke::Identity;
+use super::keyring::{Lifetimes, Parts};
+use super::ways::Ways;
+use super::{KeyError, Keyring, WrapContext, describe_recipient};
 use crate::crypto::wrap::{Argon2Cost, Purpose};
 use crate::crypto::{SecretBytes, VolumeKey, VolumeKeys};
 use crate::format::descriptor::{Descriptor, Params};
 use crate::format::header::{Recipient, RecipientKind};
 use crate::format::{FormatError, VolumeId};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 pub use super::master::passphrase;
 
@@ -26,7 +25,17 @@ pub enum KeySpec {
     Keyfile(PathBuf),
     /// `x25519:HEX` (recipient only)
     X25519([u8; 32]),
+    /// `aws-kms:ARN`, of a key or an alias
+    #[cfg(feature = "aws")]
+    AwsKms(KeyArn),
 }
+impl KeySpec {
+    /// Is a copy of every key wrapped for it by itself, rather than for the local master key?
+    pub fn is_recipient(&self) -> bool {
+        !matches!(self, Self::Passphrase | Self::Keyfile(_))
+    }
+}
+
 impl std::str::FromStr for KeySpec {
     type Err = KeyError;
     fn from_str(s: &str) -> Result<Self, KeyError> {
@@ -41,7 +50,11 @@ impl std::str::FromStr for KeySpec {
                 .and_then(|bytes| bytes.try_into().ok())
                 .map(Self::X25519)
                 .ok_or_else(|| bad("a public key is x25519: and 64 hexadecimal digits")),
-            _ => Err(bad("it must be passphrase, keyfile:PATH or x25519:PUBLIC-KEY")),
+            #[cfg(feature = "aws")]
+            Some(("aws-kms", arn)) => KeyArn::parse(arn).map(Self::AwsKms),
+            #[cfg(not(feature = "aws"))]
+            Some(("aws-kms", _)) => Err(bad("this kmsfs was built without AWS KMS")),
+            _ => Err(bad("it must be passphrase, keyfile:PATH, aws-kms:ARN or x25519:PUBLIC-KEY")),
         }
     }
 }
@@ -62,21 +75,29 @@ pub struct UnlockOptions {
     pub prompt: Option<Box<Prompt>>,
     /// What the descriptor must say.
     pub expect: Expect,
+    /// How KMS is called.
+    #[cfg(feature = "aws")]
+    pub kms: Settings,
+    /// How long keys of a KMS are used without asking.
+    pub lifetimes: Lifetimes,
 }
 
 /// What the operator remembers of a volume and the backing directory cannot be asked for: which one
 /// it is, and how far its keys had come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Expect {
     /// The only volume id to accept.
     pub volume: Option<[u8; 16]>,
+    /// The only KMS keys to accept, if any are named: at least one must be among the volume's, and
+    /// none but these.
+    pub keys: Vec<String>,
     /// The lowest descriptor generation to accept.
     pub generation: Option<u64>,
 }
 
 impl Expect {
     /// Looks at a descriptor before any secret is asked for; its MAC is checked all the same.
-    fn check(self, descriptor: &Descriptor) -> Result<(), UnlockError> {
+    fn check(&self, descriptor: &Descriptor) -> Result<(), UnlockError> {
         let id = descriptor.volume.0;
         if self.volume.is_some_and(|wanted| wanted != id) {
             return Err(UnlockError::Unexpected(format!(
@@ -84,6 +105,7 @@ impl Expect {
                 data_encoding::HEXLOWER.encode(&id)
             )));
         }
+        self.check_keys(descriptor)?;
         let found = descriptor.params.generation;
         match self.generation {
             Some(wanted) if found < wanted => Err(UnlockError::Unexpected(format!(
@@ -92,6 +114,29 @@ impl Expect {
                  the newer one back"
             ))),
             _ => Ok(()),
+        }
+    }
+
+    fn check_keys(&self, descriptor: &Descriptor) -> Result<(), UnlockError> {
+        if self.keys.is_empty() {
+            return Ok(());
+        }
+        let is_kms = |r: &&Recipient| r.kind == RecipientKind::AwsKms;
+        let named = descriptor.allowed.iter().chain(&descriptor.volume_keys).filter(is_kms);
+        let mut named = named.map(describe_recipient).peekable();
+        if named.peek().is_none() {
+            return Err(UnlockError::Unexpected(format!(
+                "this volume has no KMS key, and {} is expected",
+                self.keys.join(" or ")
+            )));
+        }
+        match named.find(|key| !self.keys.contains(key)) {
+            Some(stranger) => Err(UnlockError::Unexpected(format!(
+                "this volume names the KMS key {stranger}, which is not an expected one ({}); if \
+                 the key was rotated, name both",
+                self.keys.join(", ")
+            ))),
+            None => Ok(()),
         }
     }
 }
@@ -114,9 +159,15 @@ pub fn unlock(
     options: &UnlockOptions,
 ) -> Result<(Descriptor, Unlocked), UnlockError> {
     let (descriptor, opened) = Opened::open(bytes, options)?;
-    let Opened { keys, master, identity, .. } = opened;
-    let members = members(&descriptor, master, identity);
-    let keyring = Keyring::new(descriptor.volume, descriptor.params.files_per_data_key, members);
+    let Opened { keys, ways, .. } = opened;
+    let keyring = Keyring::from_parts(Parts {
+        volume: descriptor.volume,
+        files_per_data_key: descriptor.params.files_per_data_key,
+        members: ways.members(&descriptor),
+        volume_keys: descriptor.volume_keys.clone(),
+        lifetimes: options.lifetimes,
+        now: boot_clock(),
+    });
     Ok((descriptor, Unlocked { keys, keyring }))
 }
 
@@ -163,8 +214,7 @@ pub fn create_with_cost(
 pub(super) struct Opened {
     pub(super) volume_key: VolumeKey,
     pub(super) keys: VolumeKeys,
-    pub(super) master: Option<OpenedMaster>,
-    pub(super) identity: Option<Identity>,
+    pub(super) ways: Ways,
 }
 
 impl Opened {
@@ -174,99 +224,19 @@ impl Opened {
     ) -> Result<(Descriptor, Self), UnlockError> {
         let (descriptor, len) = Descriptor::parse(bytes)?;
         options.expect.check(&descriptor)?;
-        let named = options.keyfile.is_some() || options.passphrase_file.is_some();
-        let (volume_key, master, identity) = match &options.identity {
-            Some(path) => {
-                let (identity, volume_key) = with_identity(&descriptor, path)?;
-                let master = named.then(|| master::open(&descriptor, options)).transpose()?;
-                (volume_key, master, Some(identity))
-            }
-            None => {
-                let master = master::open(&descriptor, options)?;
-                (with_master(&descriptor, &master)?, Some(master), None)
-            }
-        };
+        let (volume_key, ways) = Ways::find(&descriptor, options)?;
         let keys = VolumeKeys::derive(&volume_key, descriptor.volume);
         let mac = bytes[len..].try_into().map_err(|_| FormatError::Length(bytes.len()))?;
         if !keys.descriptor_mac_ok(&bytes[..len], mac) {
             return Err(FormatError::Mac.into());
         }
-        Ok((descriptor, Self { volume_key, keys, master, identity }))
+        Ok((descriptor, Self { volume_key, keys, ways }))
     }
 }
 
 /// What copies of the volume key are bound to.
 pub(super) fn volume_context(volume: VolumeId) -> WrapContext {
     WrapContext { volume, purpose: Purpose::Volume }
-}
-
-fn unwrap_volume_key(
-    descriptor: &Descriptor,
-    provider: &dyn KeyProvider,
-) -> Result<VolumeKey, KeyError> {
-    let name = provider.recipient();
-    let copy =
-        descriptor.volume_keys.iter().find(|copy| same_key(copy, &name)).ok_or_else(|| {
-            KeyError::NotOurs(format!("{} is not a recipient of this volume", provider.describe()))
-        })?;
-    provider.unwrap(&volume_context(descriptor.volume), copy).map(VolumeKey)
-}
-
-fn with_identity(descriptor: &Descriptor, path: &Path) -> Result<(Identity, VolumeKey), KeyError> {
-    let identity = keyfile::read_identity(path)?;
-    let name = X25519::name(&identity.public_key(), 0);
-    let provider = X25519::with_identity(identity, 0);
-    let volume_key = unwrap_volume_key(descriptor, &provider).map_err(|error| match error {
-        KeyError::NotOurs(_) => KeyError::NotOurs(format!(
-            "identity file {} ({}) is not a recipient of this volume",
-            path.display(),
-            describe_recipient(&name)
-        )),
-        other => other,
-    })?;
-    let identity = provider.into_identity().ok_or_else(|| {
-        KeyError::Unavailable(format!("identity file {} went away", path.display()))
-    })?;
-    Ok((identity, volume_key))
-}
-
-fn with_master(descriptor: &Descriptor, opened: &OpenedMaster) -> Result<VolumeKey, KeyError> {
-    unwrap_volume_key(descriptor, &LocalMaster::new(&opened.master, descriptor.volume, 0))
-}
-
-/// A provider for every recipient of the descriptor's list, as far as the keys at hand go.
-fn members(
-    descriptor: &Descriptor,
-    master: Option<OpenedMaster>,
-    mut identity: Option<Identity>,
-) -> Vec<Member> {
-    let mut member = |recipient: &Recipient| {
-        let provider: Option<Arc<dyn KeyProvider>> = match recipient.kind {
-            RecipientKind::LocalMaster => master.as_ref().map(|opened| {
-                let local = LocalMaster::new(&opened.master, descriptor.volume, recipient.epoch);
-                Arc::new(local) as Arc<dyn KeyProvider>
-            }),
-            RecipientKind::X25519 => x25519_provider(recipient, &mut identity),
-            RecipientKind::AwsKms => {
-                log::warn!("{}: no provider in this kmsfs", describe_recipient(recipient));
-                None
-            }
-        };
-        Member { recipient: recipient.clone(), provider }
-    };
-    descriptor.allowed.iter().map(&mut member).collect()
-}
-
-fn x25519_provider(
-    recipient: &Recipient,
-    identity: &mut Option<Identity>,
-) -> Option<Arc<dyn KeyProvider>> {
-    let public: [u8; 32] = recipient.key_ref.as_slice().try_into().ok()?;
-    let ours = identity.take_if(|identity| identity.public_key() == public);
-    Some(Arc::new(match ours {
-        Some(identity) => X25519::with_identity(identity, recipient.epoch),
-        None => X25519::public(public, recipient.epoch),
-    }))
 }
 
 #[cfg(test)]

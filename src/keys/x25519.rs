@@ -36,6 +36,9 @@ impl KeyProvider for X25519 {
     fn recipient(&self) -> Recipient {
         Self::name(&self.public, self.epoch)
     }
+    fn can_unwrap(&self) -> bool {
+        self.identity.is_some()
+    }
     fn describe(&self) -> String {
         super::describe_recipient(&self.recipient())
     }

@@ -5,7 +5,7 @@
 
 use super::state::State;
 use super::{Storage, StoreError};
-use crate::crypto::{DataKey, VolumeKeys};
+use crate::crypto::{DataKey, Vault};
 use crate::format::header::{Header, KeySlot};
 use crate::format::layout::Layout;
 use crate::format::{ObjectId, VolumeId};
@@ -19,7 +19,7 @@ pub struct VolumeContext {
     /// Layout.
     pub layout: Layout,
     /// Volume keys (header MAC).
-    pub keys: Arc<VolumeKeys>,
+    pub keys: Arc<Vault>,
     /// Chunk encryptions a segment key may do before it is replaced; 2^31, lower in tests.
     pub rekey_limit: u64,
 }
@@ -49,7 +49,8 @@ impl Content {
     pub fn read_header(ctx: &VolumeContext, storage: &dyn Storage) -> Result<Header, StoreError> {
         let mut bytes = vec![0; ctx.layout.header_len()];
         let len = storage.read_at(&mut bytes, 0)?;
-        let mac_ok = |bytes: &[u8], mac: &[u8; 32]| ctx.keys.header_mac_ok(bytes, mac);
+        let keys = ctx.keys.keys()?;
+        let mac_ok = |bytes: &[u8], mac: &[u8; 32]| keys.header_mac_ok(bytes, mac);
         Ok(Header::decode(&bytes[..len], ctx.layout, ctx.volume, mac_ok)?)
     }
     /// Opens an existing file. `writable` says whether `storage` can be written (a longer backing

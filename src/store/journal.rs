@@ -14,7 +14,7 @@ use super::Storage;
 use super::log::FileLog;
 use super::mutation::{Mutation, made};
 use crate::crypto::volumekeys::encode_name;
-use crate::crypto::{JournalKey, VolumeKeys, random_array};
+use crate::crypto::{JournalKey, Vault, random_array};
 use crate::format::journal::{ALIGN, Head, Record};
 use crate::format::{BLOCK, ObjectId, VolumeId};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
@@ -88,7 +88,7 @@ pub(super) enum Appended {
 /// See the module.
 pub struct Journal {
     volume: VolumeId,
-    keys: Arc<VolumeKeys>,
+    keys: Arc<Vault>,
     medium: Arc<dyn Medium>,
     /// Size of a new file, and size up to which it grows by itself.
     sizes: Range<u64>,
@@ -113,14 +113,14 @@ pub struct Journal {
 
 impl Journal {
     /// A journal without a file: the first record makes one.
-    pub fn new(volume: VolumeId, keys: Arc<VolumeKeys>, medium: Arc<dyn Medium>) -> Arc<Self> {
+    pub fn new(volume: VolumeId, keys: Arc<Vault>, medium: Arc<dyn Medium>) -> Arc<Self> {
         Self::with_sizes(volume, keys, medium, SMALLEST..LARGEST)
     }
 
     /// [`Self::new`] with another size of a new file, and another one up to which it grows.
     pub fn with_sizes(
         volume: VolumeId,
-        keys: Arc<VolumeKeys>,
+        keys: Arc<Vault>,
         medium: Arc<dyn Medium>,
         sizes: Range<u64>,
     ) -> Arc<Self> {
@@ -244,12 +244,13 @@ impl Journal {
         let fixed = made(Mutation::KeepOldEpoch);
         let [epoch, id] = if fixed { [[7; 16]; 2] } else { [random_array(), random_array()] };
         let head = Head { volume: self.volume, epoch };
+        let keys = self.keys.keys().map_err(io::Error::other)?;
         let name = format!("{JOURNAL_PREFIX}{}", encode_name(&id));
         let storage = self.medium.create(&name)?;
-        let key = self.keys.journal_key(&head.epoch);
+        let key = keys.journal_key(&head.epoch);
         let mut open = Open { storage, key, name, capacity: ALIGN, end: ALIGN };
         let filled = (|| {
-            let head = head.encode(|bytes| self.keys.journal_mac(bytes));
+            let head = head.encode(|bytes| keys.journal_mac(bytes));
             open.storage.write_at(&[IoSlice::new(&head[..])], 0)?;
             open.begin(self.sizes.start)
         })();

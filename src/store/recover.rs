@@ -166,8 +166,9 @@ pub fn recover(
     let mut bytes = vec![0; journal.len()? as usize];
     let len = journal.read_at(&mut bytes, 0)?;
     bytes.truncate(len);
-    let head = Head::decode(&bytes, ctx.volume, |b, m| ctx.keys.journal_mac_ok(b, m))?;
-    let key = ctx.keys.journal_key(&head.epoch);
+    let keys = ctx.keys.keys()?;
+    let head = Head::decode(&bytes, ctx.volume, |b, m| keys.journal_mac_ok(b, m))?;
+    let key = keys.journal_key(&head.epoch);
     let scan = scan(&bytes, |b, m| key.mac_ok(b, m));
     let mut report = Report { records: scan.live.len() as u64, ..Report::default() };
     let mut found = Vec::new();

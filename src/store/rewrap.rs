@@ -37,7 +37,8 @@ pub fn rewrap_header(
         return Err(refused());
     }
     header.wrap_epoch += 1;
-    let bytes = header.encode(ctx.layout, |b| ctx.keys.header_mac(b))?;
+    let keys = ctx.keys.keys()?;
+    let bytes = header.encode(ctx.layout, |b| keys.header_mac(b))?;
     file.commit(Commit {
         object: header.object,
         base: header.generation,

@@ -5,9 +5,13 @@
 
 use crate::fs::volume::Atime;
 use crate::fuse::MountOptions;
+use crate::keys::Lifetimes;
 use crate::keys::unlock::Expect;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cli::kms::{self, KmsOptions};
 
 /// Everything that can be said with `-o`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -20,8 +24,26 @@ pub struct Words {
     pub keyfile: Option<PathBuf>,
     /// X25519 identity file.
     pub identity: Option<PathBuf>,
-    /// The only volume, and the oldest descriptor, to accept.
+    /// The only volume and KMS keys, and the oldest descriptor, to accept.
     pub expect: Expect,
+    /// How KMS is called.
+    pub kms: KmsOptions,
+    /// How long keys of a KMS are used without asking.
+    pub lifetimes: Lifetimes,
+    /// How often the KMS is asked whether the volume's key is still granted.
+    pub probe: Probe,
+    /// Prometheus text file.
+    pub metrics_file: Option<PathBuf>,
+}
+
+/// How often the KMS is asked whether the volume's key is still granted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probe(pub Duration);
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self(Duration::from_secs(60))
+    }
 }
 
 /// Words that mean something to mount(8), fstab or systemd and nothing here.
@@ -44,12 +66,27 @@ const IGNORED: [&str; 13] = [
 /// The words for error messages.
 const KNOWN: &str = "ro, rw, allow_other, acl, nonempty, writeback=yes|no, noatime, relatime, \
     strictatime, dev, nodev, suid, nosuid, exec, noexec, passphrase-file=FILE, keyfile=FILE, \
-    identity=FILE, expect-volume=ID, expect-generation=N, threads=N, cache-timeout=SECONDS";
+    identity=FILE, expect-volume=ID, expect-key=ARN, expect-generation=N, kms-endpoint=URL, kms-fips, \
+    kms-dual-stack, kms-rate=UNITS, kms-deadline=TIME, cache-ttl=TIME, offline-grace=TIME, \
+    probe-interval=TIME, metrics-file=FILE, threads=N, cache-timeout=SECONDS";
 
 impl Words {
     /// Adds a list `word[,word...]`; a comma within a value is written `\,`.
     pub fn add_list(&mut self, list: &str) -> Result<(), String> {
         split(list).iter().filter(|word| !word.is_empty()).try_for_each(|word| self.add(word))
+    }
+
+    /// Refuses times that contradict each other.
+    pub fn check(&self) -> Result<(), String> {
+        if self.lifetimes.grace < 2 * self.probe.0 {
+            return Err(format!(
+                "offline-grace ({} s) must be at least twice probe-interval ({} s): a key is confirmed \
+                 no more often than that",
+                self.lifetimes.grace.as_secs(),
+                self.probe.0.as_secs()
+            ));
+        }
+        Ok(())
     }
 
     /// Adds one word. Later words win over earlier ones.
@@ -69,6 +106,14 @@ impl Words {
             "passphrase-file" => self.passphrase_file = path()?,
             "keyfile" => self.keyfile = path()?,
             "identity" => self.identity = path()?,
+            "metrics-file" => self.metrics_file = path()?,
+            "kms-endpoint" => self.kms.kms_endpoint = Some(kms::endpoint(value)?),
+            "kms-rate" => self.kms.kms_rate = Some(kms::rate(value)?),
+            "kms-deadline" => self.kms.kms_deadline = Some(kms::deadline(value)?),
+            "cache-ttl" => self.lifetimes.ttl = kms::lifetime(value)?,
+            "offline-grace" => self.lifetimes.grace = kms::lifetime(value)?,
+            "probe-interval" => self.probe = Probe(kms::lifetime(value)?),
+            "expect-key" => self.expect.keys.push(key_arn(value)?),
             "expect-volume" => self.expect.volume = Some(volume_id(value)?),
             "expect-generation" => self.expect.generation = Some(generation(value)?),
             "writeback" => self.mount.writeback = yes_or_no(name, value)?,
@@ -98,8 +143,14 @@ impl Words {
             "nosuid" => mount.suid = false,
             "exec" => mount.exec = true,
             "noexec" => mount.exec = false,
-            "passphrase-file" | "keyfile" | "identity" => {
+            "kms-fips" => self.kms.kms_fips = true,
+            "kms-dual-stack" => self.kms.kms_dual_stack = true,
+            "passphrase-file" | "keyfile" | "identity" | "metrics-file" => {
                 return Err(format!("-o {word} needs a file name: {word}=FILE"));
+            }
+            "kms-endpoint" | "kms-rate" | "kms-deadline" | "cache-ttl" | "offline-grace"
+            | "probe-interval" | "expect-key" => {
+                return Err(format!("-o {word} needs a value: {word}=…"));
             }
             "expect-volume" => return Err("-o expect-volume needs a volume id".into()),
             "expect-generation" => return Err("-o expect-generation needs a number".into()),
@@ -137,6 +188,20 @@ pub fn volume_id(text: &str) -> Result<[u8; 16], String> {
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok();
     let id = bytes.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
     id.ok_or_else(|| format!("{text:?} is not a volume id (32 hexadecimal digits)"))
+}
+
+/// The ARN of a KMS key, not of an alias: that is what a volume stores.
+pub fn key_arn(text: &str) -> Result<String, String> {
+    #[cfg(feature = "aws")]
+    {
+        let arn = crate::keys::aws::KeyArn::parse(text).map_err(|e| e.to_string())?;
+        if arn.is_alias() {
+            return Err(format!(
+                "{text}: name the key itself; an alias may point elsewhere tomorrow"
+            ));
+        }
+    }
+    Ok(text.to_owned())
 }
 
 /// A descriptor generation, from 1 on.

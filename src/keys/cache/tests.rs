@@ -1,5 +1,6 @@
 use super::*;
 use crate::crypto::Secret;
+use crate::keys::clock::boot_clock;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -26,13 +27,13 @@ fn missed() -> Outcome {
 #[test]
 fn a_key_is_asked_for_once_and_then_known() {
     let (cache, _) = cache(4, None);
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || Ok(key(7)))), 7);
-    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 7);
-    assert!(cache.get_or_unwrap([2; 32], missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, || Ok(key(7)))), 7);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 7);
+    assert!(cache.get_or_unwrap([2; 32], || false, missed).is_err());
     cache.insert([2; 32], key(8));
-    assert_eq!(found(cache.get_or_unwrap([2; 32], missed)), 8);
+    assert_eq!(found(cache.get_or_unwrap([2; 32], || false, missed)), 8);
     cache.clear();
-    assert!(cache.get_or_unwrap([1; 32], missed).is_err());
+    assert!(cache.get_or_unwrap([1; 32], || false, missed).is_err());
 }
 
 #[test]
@@ -40,17 +41,17 @@ fn the_least_recently_used_key_goes_first() {
     let (cache, _) = cache(2, None);
     cache.insert([1; 32], key(1));
     cache.insert([2; 32], key(2));
-    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 1);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 1);
     cache.insert([3; 32], key(3));
-    assert!(cache.get_or_unwrap([2; 32], missed).is_err());
-    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 1);
+    assert!(cache.get_or_unwrap([2; 32], || false, missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 1);
 }
 
 #[test]
 fn errors_are_not_remembered() {
     let (cache, _) = cache(2, None);
-    assert!(cache.get_or_unwrap([1; 32], missed).is_err());
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || Ok(key(5)))), 5);
+    assert!(cache.get_or_unwrap([1; 32], || false, missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, || Ok(key(5)))), 5);
 }
 
 #[test]
@@ -60,11 +61,11 @@ fn age_counts_from_before_the_unwrap() {
         seconds.fetch_add(50, Ordering::SeqCst);
         Ok(key(1))
     };
-    assert_eq!(found(cache.get_or_unwrap([1; 32], slow)), 1);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, slow)), 1);
     seconds.fetch_add(9, Ordering::SeqCst);
-    assert_eq!(found(cache.get_or_unwrap([1; 32], missed)), 1);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 1);
     seconds.fetch_add(1, Ordering::SeqCst);
-    assert!(cache.get_or_unwrap([1; 32], missed).is_err());
+    assert!(cache.get_or_unwrap([1; 32], || false, missed).is_err());
 }
 
 /// All threads are let into the cache while the one unwrap is held back until nobody else can still
@@ -79,15 +80,19 @@ fn sixty_four_threads_share_one_unwrap() {
                 .map(|_| {
                     scope.spawn(|| {
                         start.wait();
-                        cache.get_or_unwrap([1; 32], || {
-                            calls.fetch_add(1, Ordering::SeqCst);
-                            let flight = cache.state.lock().flights.get(&[1; 32]).cloned();
-                            // The map, the leader and this function hold three; waiters the rest.
-                            while flight.as_ref().map(Arc::strong_count) != Some(3 + 63) {
-                                std::thread::yield_now();
-                            }
-                            if fail { missed() } else { Ok(key(9)) }
-                        })
+                        cache.get_or_unwrap(
+                            [1; 32],
+                            || false,
+                            || {
+                                calls.fetch_add(1, Ordering::SeqCst);
+                                let flight = cache.state.lock().flights.get(&[1; 32]).cloned();
+                                // The map, the leader and this function hold three; waiters the rest.
+                                while flight.as_ref().map(Arc::strong_count) != Some(3 + 63) {
+                                    std::thread::yield_now();
+                                }
+                                if fail { missed() } else { Ok(key(9)) }
+                            },
+                        )
                     })
                 })
                 .collect();
@@ -110,19 +115,23 @@ fn a_panic_in_the_provider_strands_nobody() {
     };
     std::thread::scope(|scope| {
         let leader = scope.spawn(|| {
-            cache.get_or_unwrap([1; 32], || {
-                waiting();
-                panic!("a provider's bug")
-            })
+            cache.get_or_unwrap(
+                [1; 32],
+                || false,
+                || {
+                    waiting();
+                    panic!("a provider's bug")
+                },
+            )
         });
         while cache.state.lock().flights.is_empty() {
             std::thread::yield_now();
         }
-        let follower = scope.spawn(|| cache.get_or_unwrap([1; 32], missed));
+        let follower = scope.spawn(|| cache.get_or_unwrap([1; 32], || false, missed));
         assert!(leader.join().is_err());
         assert!(matches!(follower.join().expect("no panic"), Err(KeyError::Unavailable(_))));
     });
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || Ok(key(2)))), 2);
+    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, || Ok(key(2)))), 2);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn counting(arn: &str, secret: u8, failure: Option<KeyError>) -> Arc<Counting> {
 }
 
 fn member(provider: Arc<dyn KeyProvider>) -> Member {
-    Member { recipient: provider.recipient(), provider: Some(provider) }
+    Member { recipient: provider.recipient(), provider: Some(provider), preferred: false }
 }
 
 fn ring(members: Vec<Member>) -> Keyring {
@@ -138,7 +138,8 @@ fn recipients_the_descriptor_does_not_allow_are_never_asked() {
 fn when_nobody_answers_every_reason_is_told() {
     let (_, slot) = slot_for(&[("a", 1), ("b", 2)]);
     let a = counting("a", 1, Some(KeyError::Unavailable("a is down".into())));
-    let b = Member { recipient: counting("b", 2, None).recipient(), provider: None };
+    let b =
+        Member { recipient: counting("b", 2, None).recipient(), provider: None, preferred: false };
     match ring(vec![member(a), b]).data_key(&slot) {
         Err(KeyError::Unavailable(text)) => {
             assert!(text.contains("a is down") && text.contains("the b is not at hand"), "{text}");
@@ -160,7 +161,7 @@ fn a_slot_moved_to_another_data_key_id_or_volume_is_refused() {
 
 #[test]
 fn new_files_need_every_recipient() {
-    let absent = Member { recipient: LocalMaster::name(1), provider: None };
+    let absent = Member { recipient: LocalMaster::name(1), provider: None, preferred: false };
     let public = X25519::public(Identity::generate().public_key(), 1);
     let ring = ring(vec![absent, member(Arc::new(public))]);
     let sentence = "the local master key is not at hand, and new files need a copy of their key \

@@ -15,7 +15,7 @@ fn fixture(files_per_key: u32) -> Fixture {
     let seconds = Arc::new(AtomicU64::new(5));
     let clock = seconds.clone();
     let now: Clock = Arc::new(move || Duration::from_secs(clock.load(Ordering::SeqCst)));
-    Fixture { supply: Supply::new(files_per_key, now), seconds, made: AtomicU64::new(0) }
+    Fixture { supply: Supply::new(files_per_key, 0, now), seconds, made: AtomicU64::new(0) }
 }
 
 impl Fixture {

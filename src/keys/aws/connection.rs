@@ -1,0 +1,287 @@
+//! The way to the KMS of one Region: settings, credentials, client, and the threads its answers
+//! arrive on.
+//!
+//! The asynchronous SDK stays behind this module. Everything it allocates for an answer, plaintext
+//! keys included, is allocated and freed on threads whose freed memory is wiped.
+
+use super::classify::{Class, of_answer};
+use crate::sys;
+use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_kms::config::StalledStreamProtectionConfig;
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::config::retry::RetryConfig;
+use aws_sdk_kms::config::timeout::TimeoutConfig;
+use aws_sdk_kms::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::operation::RequestId;
+use aws_sdk_kms::{Client, Config};
+use parking_lot::Mutex;
+use std::future::Future;
+use std::io;
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+
+/// Threads that serve the SDK.
+const WORKERS: usize = 2;
+/// Time to reach the endpoint.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How much longer than a call's own limit its caller waits for it to say so.
+const SLACK: Duration = Duration::from_millis(500);
+
+/// How the KMS of a Region is reached.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Route {
+    /// Another endpoint than AWS's own.
+    pub endpoint: Option<String>,
+    /// FIPS endpoints; unset, the environment and the profile say.
+    pub fips: Option<bool>,
+    /// Dual-stack endpoints; unset, the environment and the profile say.
+    pub dual_stack: Option<bool>,
+}
+
+/// A call that brought no answer of the kind hoped for.
+pub struct Fault {
+    /// What it means.
+    pub class: Class,
+    /// What happened, with the request's id; not a whole sentence.
+    pub text: String,
+}
+
+/// The KMS of one Region. Built at first use, so after the daemon has forked.
+pub struct Connection {
+    region: String,
+    route: Route,
+    live: Mutex<Option<Live>>,
+}
+
+struct Live {
+    client: Client,
+    runtime: Runtime,
+}
+
+impl Connection {
+    /// Nothing is asked of the network yet.
+    pub fn new(region: &str, route: Route) -> Self {
+        Self { region: region.to_owned(), route, live: Mutex::default() }
+    }
+
+    /// Sends a request and waits for its answer, `limit` at most.
+    pub fn run<T, F>(
+        &self,
+        limit: Duration,
+        request: impl FnOnce(Client) -> F + Send + 'static,
+    ) -> Result<T, Fault>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send,
+    {
+        let (client, handle) = self.live()?;
+        let (sender, answer) = mpsc::sync_channel(1);
+        handle.spawn(async move {
+            let answer = tokio::time::timeout(limit, request(client)).await;
+            // A caller that has gone needs no answer.
+            let _ = sender.send(answer.unwrap_or_else(|_| Err(no_answer(limit))));
+        });
+        answer.recv_timeout(limit + SLACK).unwrap_or_else(|_| Err(no_answer(limit)))
+    }
+
+    /// Drops connections, credentials and everything the SDK holds; the next request begins anew.
+    pub fn reset(&self) {
+        if let Some(live) = self.live.lock().take() {
+            live.end();
+        }
+    }
+
+    fn live(&self) -> Result<(Client, tokio::runtime::Handle), Fault> {
+        let mut live = self.live.lock();
+        if live.is_none() {
+            *live = Some(Live::start(&self.region, &self.route).map_err(|e| Fault {
+                class: Class::Misconfigured,
+                text: format!("the AWS client cannot be started: {e}"),
+            })?);
+        }
+        match &*live {
+            Some(live) => Ok((live.client.clone(), live.runtime.handle().clone())),
+            None => Err(no_answer(Duration::ZERO)),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+impl Live {
+    fn start(region: &str, route: &Route) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .max_blocking_threads(WORKERS)
+            .thread_name("kmsfs-kms")
+            .on_thread_start(sys::wipe_what_this_thread_frees)
+            .enable_all()
+            .build()?;
+        let (region, route) = (region.to_owned(), route.clone());
+        let config = runtime.block_on(runtime.spawn(async move {
+            let shared = settings(&region, &route).await;
+            client_config(&shared, &route)
+        }));
+        let client = Client::from_conf(config.map_err(io::Error::other)?);
+        Ok(Self { client, runtime })
+    }
+
+    /// Drops the client where its memory is wiped. Requests under way are given up.
+    fn end(self) {
+        let Self { client, runtime } = self;
+        runtime.spawn(async move { drop(client) });
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+/// Credentials and options as every AWS program finds them. Retries are ours: a caller has a
+/// deadline, and the library's classes are not quite right for KMS.
+async fn settings(region: &str, route: &Route) -> SdkConfig {
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(region.to_owned()))
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(timeouts)
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
+    if let Ok(name) = AppName::new(concat!("kmsfs-", env!("CARGO_PKG_VERSION"))) {
+        loader = loader.app_name(name);
+    }
+    if let Some(fips) = route.fips {
+        loader = loader.use_fips(fips);
+    }
+    if let Some(dual_stack) = route.dual_stack {
+        loader = loader.use_dual_stack(dual_stack);
+    }
+    loader.load().await
+}
+
+/// The environment may say which credentials to use, but not where keys are sent.
+fn client_config(shared: &SdkConfig, route: &Route) -> Config {
+    let mut config = aws_sdk_kms::config::Builder::from(shared);
+    config.set_endpoint_url(route.endpoint.clone());
+    if route.endpoint.is_some() {
+        config.set_use_fips(Some(false));
+        config.set_use_dual_stack(Some(false));
+    }
+    config.build()
+}
+
+fn no_answer(limit: Duration) -> Fault {
+    let text = format!("no answer within {:.1} s", limit.as_secs_f64());
+    Fault { class: Class::Unreachable, text }
+}
+
+/// Reads an error of the SDK.
+pub fn fault<E>(error: &SdkError<E, HttpResponse>) -> Fault
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let id = error.request_id().map_or_else(String::new, |id| format!(" (request {id})"));
+    match error {
+        SdkError::ServiceError(answer) => {
+            let (code, message) = (answer.err().code(), answer.err().message());
+            let status = answer.raw().status().as_u16();
+            let code = code.unwrap_or("an error without a code");
+            let class = of_answer(code, message.unwrap_or_default(), status);
+            let said = message.map_or_else(String::new, |m| format!(": {}", harmless(m)));
+            Fault { class, text: format!("{code}{said}{id}") }
+        }
+        SdkError::ResponseError(_) => Fault {
+            class: Class::Transient,
+            text: format!("the answer makes no sense: {}{id}", context(error)),
+        },
+        SdkError::TimeoutError(_) => {
+            Fault { class: Class::Unreachable, text: "the endpoint did not answer in time".into() }
+        }
+        other if lacks_credentials(other) => Fault {
+            class: Class::Credentials,
+            text: format!("no AWS credentials: {}", context(other)),
+        },
+        other => Fault {
+            class: Class::Unreachable,
+            text: format!("the endpoint cannot be reached: {}", context(other)),
+        },
+    }
+}
+
+fn context<E: std::error::Error>(error: &E) -> String {
+    harmless(&DisplayErrorContext(error).to_string()).chars().take(600).collect()
+}
+
+/// What a stranger sent goes on one line, without control characters.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if error.is::<CredentialsError>() {
+            return true;
+        }
+        at = error.source();
+    }
+    false
+}
+
+/// Only a loopback address may be spoken to without TLS: answers hold plaintext keys.
+pub fn check_endpoint(url: &str) -> Result<(), String> {
+    let bad = |why: &str| Err(format!("{url:?} cannot be the endpoint of KMS: {why}"));
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return bad("write https://HOST");
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    if host.is_empty() || authority.contains('@') || url.chars().any(|c| c.is_control() || c == ' ')
+    {
+        return bad("it names no host");
+    }
+    let loopback = host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    match scheme {
+        "https" => Ok(()),
+        "http" if loopback => Ok(()),
+        "http" => bad("answers hold plaintext keys, so only a loopback address may go without TLS"),
+        _ => bad("it is neither https nor http"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_only() {
+        for url in [
+            "https://kms.us-east-1.amazonaws.com",
+            "https://vpce-1.kms.us-east-1.vpce.amazonaws.com:443/",
+            "http://127.0.0.1:4566",
+            "http://localhost",
+            "http://[::1]:80/x",
+        ] {
+            assert_eq!(check_endpoint(url), Ok(()), "{url}");
+        }
+        for url in [
+            "kms.us-east-1.amazonaws.com",
+            "http://10.0.0.1",
+            "http://localhost.example.com",
+            "http://localhost@example.com",
+            "http://127.0.0.1.example.com",
+            "ftp://localhost",
+            "https://",
+            "http://[::2]/",
+            "https://a b",
+        ] {
+            assert!(check_endpoint(url).is_err(), "{url}");
+        }
+    }
+}
