@@ -9,6 +9,7 @@ mod convert;
 pub mod glue;
 mod guard;
 mod init;
+pub mod metrics;
 pub mod mount;
 pub mod ops;
 mod pool;

@@ -28,6 +28,8 @@ fn a_panic_in_a_handler_fails_that_request_only() {
         options: MountOptions::default(),
         foreground: true,
         aead: "test",
+        probe: std::time::Duration::from_secs(60),
+        metrics_file: None,
         hook: Some(Arc::new(move |op| {
             let hit =
                 matches!(op, Op::Read | Op::Fsync | Op::Mkdir) && armed.load(Ordering::SeqCst);

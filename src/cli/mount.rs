@@ -190,9 +190,11 @@ fn run(arguments: Arguments, words: Words, inherited: &[i32]) -> i32 {
     let config = Config {
         source: source.clone(),
         mountpoint,
-        options: words.mount,
+        options: words.mount.clone(),
         foreground: arguments.foreground,
         aead: BACKEND,
+        probe: words.probe.0,
+        metrics_file: words.metrics_file.clone(),
         hook: None,
     };
     let open = |access, flags| open_volume(&source, access, flags, words);

@@ -32,6 +32,9 @@ pub struct UmountArgs {
 pub struct StatusArgs {
     /// Where the volume is mounted
     mountpoint: PathBuf,
+    /// Print the counters as Prometheus reads them
+    #[arg(long, conflicts_with = "json")]
+    prometheus: bool,
     /// Print the facts as JSON
     #[arg(long)]
     json: bool,
@@ -94,6 +97,12 @@ fn require_clean_end(source: &Path) -> anyhow::Result<()> {
 pub fn status(args: StatusArgs) -> anyhow::Result<()> {
     let point = absolute(&args.mountpoint)?;
     require_mount(&point)?;
+    if args.prometheus {
+        let text = control::metrics(&point).map_err(|error| no_answer(&point, error))?;
+        let mut out = Out::new();
+        text.lines().try_for_each(|line| out.line(line))?;
+        return out.finish();
+    }
     let text = control::status(&point).map_err(|error| no_answer(&point, error))?;
     let facts: serde_json::Value =
         serde_json::from_str(&text).context("the daemon's answer is not understood")?;

@@ -65,17 +65,16 @@ impl Volume {
         // The key first: without one nothing must be left behind.
         self.require_writable()?;
         let new = self.keyring.for_new_file()?;
-        let slot = self.slot(parent, name)?;
-        let made = self.fill(&slot, || self.create_backing(who, &slot, mode, umask));
-        let (file, st) = match made {
-            Err(FsError::Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
-                let attr = self.lookup(parent, name)?;
-                let opened = self
-                    .open_file(who, attr.ino, flags)
-                    .inspect_err(|_| self.forget(attr.ino, 1))?;
-                return Ok((self.getattr(attr.ino, None)?, opened));
+        let made = self.slot(parent, name).and_then(|slot| {
+            let made = self.fill(&slot, || self.create_backing(who, &slot, mode, umask))?;
+            Ok((slot, made))
+        });
+        let (slot, (file, st)) = match made {
+            Err(error) => {
+                self.keyring.unused(new);
+                return self.open_instead(error, who, parent, name, flags);
             }
-            other => other?,
+            Ok(made) => made,
         };
         let (ino, kind) = self.identify(&st)?;
         let inode = self.table.remember(ino, kind, &slot.parent, &slot.entry.backing);
@@ -92,9 +91,28 @@ impl Volume {
                 self.flags.writeback.then_some((st.st_mtime, st.st_mtime_nsec as u32));
         }
         self.open.lock().insert(ino, inode.clone());
+        self.lock_if_gone(&inode);
         let opened = self.new_handle(&inode, flags);
         let attr = self.attr_of(&inode, &st, None)?;
         Ok((attr, opened))
+    }
+
+    /// What was to be made may be there by now; without O_EXCL it is opened.
+    fn open_instead(
+        &self,
+        error: FsError,
+        who: Caller,
+        parent: Ino,
+        name: &[u8],
+        flags: i32,
+    ) -> FsResult<(Attr, Opened)> {
+        if !matches!(error, FsError::Errno(libc::EEXIST)) || flags & libc::O_EXCL != 0 {
+            return Err(error);
+        }
+        let attr = self.lookup(parent, name)?;
+        let opened =
+            self.open_file(who, attr.ino, flags).inspect_err(|_| self.forget(attr.ino, 1))?;
+        Ok((self.getattr(attr.ino, None)?, opened))
     }
 
     fn create_backing(

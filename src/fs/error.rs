@@ -6,6 +6,7 @@ use thiserror::Error;
 use crate::crypto::Gone;
 use crate::format::FormatError;
 use crate::keys::KeyError;
+use crate::keys::wait::Need;
 use crate::store::StoreError;
 
 /// What a file-system operation answers when it fails.
@@ -52,6 +53,14 @@ impl FsError {
             FsError::Key(error) => key_errno(error),
             FsError::Gone(gone) => gone_errno(*gone),
             FsError::Damaged(_) => libc::EIO,
+        }
+    }
+
+    /// The key that has to be waited for before the operation can be run again.
+    pub fn need(&self) -> Option<Need> {
+        match self {
+            FsError::Key(KeyError::WouldWait(need)) => Some((**need).clone()),
+            _ => None,
         }
     }
 

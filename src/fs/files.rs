@@ -15,6 +15,7 @@ use super::inode::{FileState, Inode};
 use super::journal::Place;
 use super::volume::{Atime, Fh, Opened, Volume, WriteHow, refuse_rolled_back};
 use crate::format::header::Header;
+use crate::keys::NewDataKey;
 use crate::store::{Content, FileLog, FileStorage, Storage, StoreError};
 
 /// Bytes copied at a time by copy_file_range.
@@ -107,6 +108,7 @@ impl Volume {
         file.handles += 1;
         drop(file);
         self.open.lock().insert(inode.ino, inode.clone());
+        self.lock_if_gone(inode);
         Ok(())
     }
 
@@ -254,7 +256,9 @@ impl Volume {
             if file.content.as_ref().is_some_and(|c| c.is_writable()) {
                 file.true_size = None;
             }
-            file.content = None;
+            if let Some((key, slot)) = file.content.take().and_then(|c| c.into_unused_key()) {
+                self.keyring.unused(NewDataKey { key, slot });
+            }
             file.storage = None;
             file.kernel_mtime = None;
             drop(file);

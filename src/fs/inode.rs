@@ -158,6 +158,11 @@ impl InodeTable {
         self.map.read().get(&ino).cloned()
     }
 
+    /// All inodes.
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.map.read().values().cloned().collect()
+    }
+
     /// Number of inodes.
     pub fn len(&self) -> usize {
         self.map.read().len()

@@ -22,6 +22,7 @@ use super::firm::Firm;
 use super::inode::{Inode, InodeTable};
 use super::journal::{self, Recovery, Root};
 use super::leftovers;
+use super::lookahead::LookAhead;
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
 use crate::crypto::{Vault, VolumeKeys};
@@ -30,9 +31,9 @@ use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
 use crate::keys::unlock::UnlockError;
 use crate::keys::{KeyError, Keyring, UnlockOptions};
-use crate::store::Journal;
 use crate::store::content::VolumeContext;
 use crate::store::journal::JournalStatus;
+use crate::store::{Journal, StoreError};
 
 /// Handle number of an open file or directory.
 pub type Fh = u64;
@@ -121,6 +122,7 @@ pub struct Opened {
 pub struct Volume {
     pub(super) ctx: Arc<VolumeContext>,
     pub(super) vault: Arc<Vault>,
+    pub(super) ahead: LookAhead,
     pub(super) keyring: Keyring,
     descriptor: Descriptor,
     source: PathBuf,
@@ -193,6 +195,7 @@ impl Volume {
         let mut volume = Volume {
             ctx: Arc::new(ctx),
             vault,
+            ahead: LookAhead::new(),
             keyring: unlocked.keyring,
             descriptor,
             source: source.to_path_buf(),
@@ -281,12 +284,18 @@ impl Volume {
         if !self.writable() {
             return Ok(());
         }
-        self.commit_open()?;
+        let lost = match self.commit_open() {
+            // Nobody can encrypt it any more; what is committed must be put in its place all the same.
+            Err(error @ (FsError::Gone(_) | FsError::Store(StoreError::Gone(_)))) => Some(error),
+            other => other.map(|()| None)?,
+        };
         self.note_unfirm();
         if let Some(journal) = &self.journal {
             journal.close()?;
         }
-        self.commit_open()?;
+        if lost.is_none() {
+            self.commit_open()?;
+        }
         if self.marker_may_go() {
             if self.unclean {
                 // What was put right before the marker goes.
@@ -296,7 +305,8 @@ impl Volume {
                 rustix::fs::unlinkat(&self.root, SESSION_NAME, AtFlags::empty())
             })?;
         }
-        self.flush_backing()
+        self.flush_backing()?;
+        lost.map_or(Ok(()), Err)
     }
 
     /// Commits every dirty file; with `flush` also brings everything to its place and flushes the

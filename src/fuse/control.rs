@@ -5,9 +5,10 @@
 //! cannot ask. They are answered to root and to the daemon's own user only, and never listed.
 //! Reading takes no lock in the kernel, so `sync` may make the kernel write back meanwhile.
 //!
-//! `kmsfs.status` is a JSON object. `kmsfs.sync` writes everything to the backing disk, then
+//! `kmsfs.status` is a JSON object, `kmsfs.metrics` the counters as Prometheus reads them. `kmsfs.sync` writes everything to the backing disk, then
 //! answers `ok`.
 
+use super::metrics;
 use super::ops::Counters;
 use crate::fs::{Caller, FsError, FsResult, JournalStatus, Volume};
 use fuser::{INodeNo, Notifier};
@@ -21,6 +22,7 @@ use std::time::Instant;
 
 const STATUS: &str = "kmsfs.status";
 const SYNC: &str = "kmsfs.sync";
+const METRICS: &str = "kmsfs.metrics";
 /// Largest attribute value the kernel passes, bytes.
 const MAX_VALUE: usize = 65536;
 /// How long an unmount waits before it says what for.
@@ -50,7 +52,7 @@ pub struct Control {
 
 /// Whether a name is ours to answer.
 pub fn is_control_name(name: &[u8]) -> bool {
-    name == STATUS.as_bytes() || name == SYNC.as_bytes()
+    [STATUS, SYNC, METRICS].iter().any(|known| name == known.as_bytes())
 }
 
 impl Control {
@@ -127,6 +129,9 @@ impl Control {
             self.sync(volume)?;
             return Ok(b"ok".to_vec());
         }
+        if name == METRICS.as_bytes() {
+            return Ok(metrics::text(volume, &self.counters).into_bytes());
+        }
         Ok(self.status(volume).to_string().into_bytes())
     }
 
@@ -146,6 +151,7 @@ impl Control {
             "inodes": inodes,
             "handles": handles,
             "backing_descriptors": descriptors,
+            "keys": metrics::key_json(&volume.key_facts()),
             "journal": volume.journal_status().map(journal_facts),
             "requests": self.counters.to_json(),
             "flushes": {
@@ -193,6 +199,12 @@ fn pid_namespace() -> String {
 /// The status of the mount at `mountpoint`, a JSON object.
 pub fn status(mountpoint: &Path) -> io::Result<String> {
     let value = ask(mountpoint, STATUS)?;
+    String::from_utf8(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// The counters of the mount at `mountpoint`, as Prometheus reads them.
+pub fn metrics(mountpoint: &Path) -> io::Result<String> {
+    let value = ask(mountpoint, METRICS)?;
     String::from_utf8(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
 

@@ -2,12 +2,13 @@
 //!
 //! Handlers run on the event-loop threads and answer there. What waits for a disk flush may occupy
 //! half of them; more of it moves to the committer pool with its reply, so that slow flushes cannot
-//! use up the loops. No handler
-//! waits for a key: local providers never wait, and one that does belongs on the pool as well.
+//! use up the loops. No handler waits for a KMS: what needs a key that is not at hand is run again,
+//! with its reply, on a thread that has waited for the key.
 //!
 //! Locks (flock, POSIX, OFD) are left to the kernel, which keeps them right for the one mount
 //! there is. O_TMPFILE, statx and syncfs do not reach a file system through this transport.
 
+mod refresh;
 mod reply;
 
 use super::control::{self, Control};
@@ -16,7 +17,7 @@ use super::guard::{Hook, guarded};
 use super::init::{self, Wanted};
 use super::ops::Op;
 use super::pool::Pool;
-use crate::fs::{Opened, SetAttr, Volume};
+use crate::fs::{FsResult, Opened, SetAttr, Volume, without_waiting};
 use fuser::{
     CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
@@ -24,6 +25,7 @@ use fuser::{
     ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
+use refresh::Refresher;
 use reply::{answer, answer_bytes, answer_entry, done};
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -43,6 +45,8 @@ const MAX_COPY: u64 = 16 << 20;
 const ROOT: u64 = 1;
 /// Threads that wait for flushes.
 const COMMITTERS: usize = 4;
+/// Most threads that wait for keys.
+const KEY_WAITERS: usize = 64;
 
 thread_local! {
     /// Plaintext on its way to the kernel; grows to the largest read of the thread.
@@ -54,7 +58,8 @@ pub struct Glue {
     volume: Arc<Volume>,
     control: Arc<Control>,
     wanted: Wanted,
-    committers: Pool,
+    committers: Arc<Pool>,
+    key_waiters: Pool,
     hook: Option<Hook>,
     /// Loop threads that wait for a flush now, and how many may.
     waiting: AtomicUsize,
@@ -64,9 +69,10 @@ pub struct Glue {
 impl Glue {
     /// Serves `volume`; `control` answers status and sync.
     pub fn new(volume: Arc<Volume>, control: Arc<Control>, wanted: Wanted) -> io::Result<Self> {
-        let committers = Pool::start("kmsfs-commit", COMMITTERS)?;
+        let committers = Arc::new(Pool::start("kmsfs-commit", COMMITTERS, COMMITTERS)?);
+        let key_waiters = Pool::start("kmsfs-key", 0, KEY_WAITERS)?;
         let (waiting, may_wait) = (AtomicUsize::new(0), wanted.threads / 2);
-        Ok(Self { volume, control, wanted, committers, hook: None, waiting, may_wait })
+        Ok(Self { volume, control, wanted, committers, key_waiters, hook: None, waiting, may_wait })
     }
 
     /// Calls `hook` before every operation. For tests that inject faults.
@@ -77,7 +83,35 @@ impl Glue {
 
     fn run(&self, op: Op, body: impl FnOnce()) {
         self.control.counters().count(op);
-        guarded(op, self.hook.as_ref(), body);
+        guarded(op, self.hook.as_ref(), || without_waiting(body));
+    }
+
+    /// Runs a handler that may need a key: here if the key is at hand, else on a thread that may wait
+    /// for it. `opens` is the file whose key that is.
+    fn run_keyed<T: Send + 'static>(
+        &self,
+        op: Op,
+        opens: Option<u64>,
+        act: impl Fn(&Volume) -> FsResult<T> + Send + 'static,
+        reply: impl FnOnce(FsResult<T>) + Send + 'static,
+    ) {
+        self.run(op, || match act(&self.volume) {
+            Err(error) if error.need().is_some() => {
+                if let Some(ino) = opens {
+                    self.volume.note_opening(ino, true);
+                }
+                let volume = Arc::clone(&self.volume);
+                self.key_waiters.run(move || {
+                    guarded(op, None, || reply(volume.waiting_for_keys(|| act(&volume))));
+                });
+            }
+            outcome => {
+                if let Some(ino) = opens {
+                    self.volume.note_opening(ino, false);
+                }
+                reply(outcome);
+            }
+        });
     }
 
     /// Runs a handler that waits for the disk: here while enough other loops are free to answer,
@@ -102,15 +136,13 @@ impl Glue {
         }
     }
 
-    /// A change of content has dropped set-id bits that the kernel still has in its cache.
     fn refresh_modes(&self) {
-        let stale = self.volume.take_stale_modes();
-        if stale.is_empty() {
-            return;
-        }
-        let control = Arc::clone(&self.control);
-        self.committers
-            .run(move || stale.into_iter().for_each(|ino| control.refresh_attributes(ino)));
+        self.refresher().refresh();
+    }
+
+    fn refresher(&self) -> Refresher {
+        let (volume, control) = (Arc::clone(&self.volume), Arc::clone(&self.control));
+        Refresher { volume, control, committers: Arc::clone(&self.committers) }
     }
 
     /// Runs a handler that may wait long, on the pool.
@@ -119,19 +151,19 @@ impl Glue {
         let (volume, hook) = (Arc::clone(&self.volume), self.hook.clone());
         self.committers.run(move || guarded(op, hook.as_ref(), move || body(&volume)));
     }
+}
 
-    /// How the kernel shall treat an open file.
-    fn open_flags(&self, opened: &Opened, flags: i32) -> FopenFlags {
-        let mut answer = FopenFlags::empty();
-        if opened.keep_cache {
-            answer |= FopenFlags::FOPEN_KEEP_CACHE;
-        }
-        // A handle that only reads has nothing to flush at close.
-        if flags & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
-            answer |= FopenFlags::FOPEN_NOFLUSH;
-        }
-        answer
+/// How the kernel shall treat an open file.
+fn open_flags(opened: &Opened, flags: i32) -> FopenFlags {
+    let mut answer = FopenFlags::empty();
+    if opened.keep_cache {
+        answer |= FopenFlags::FOPEN_KEEP_CACHE;
     }
+    // A handle that only reads has nothing to flush at close.
+    if flags & (libc::O_ACCMODE | libc::O_TRUNC) == libc::O_RDONLY {
+        answer |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    answer
 }
 
 /// Whether a handle opened with these flags may have dirty pages.
@@ -194,21 +226,23 @@ impl Filesystem for Glue {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.run(Op::Setattr, || {
-            let changes = SetAttr {
-                mode: mode.map(|mode| mode & PERMISSIONS),
-                uid,
-                gid,
-                size,
-                atime: atime.map(convert::set_time),
-                mtime: mtime.map(convert::set_time),
-            };
-            let who = convert::caller(req);
-            let result = self.volume.setattr(who, ino.0, fh.map(|fh| fh.0), changes);
-            answer(reply, result, |reply, attr| {
-                reply.attr(&self.wanted.cache_for, &convert::attr(&attr))
-            });
-        });
+        let changes = SetAttr {
+            mode: mode.map(|mode| mode & PERMISSIONS),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        let (who, fh, cache_for) = (convert::caller(req), fh.map(|fh| fh.0), self.wanted.cache_for);
+        self.run_keyed(
+            Op::Setattr,
+            None,
+            move |volume| volume.setattr(who, ino.0, fh, changes),
+            move |result| {
+                answer(reply, result, |reply, attr| reply.attr(&cache_for, &convert::attr(&attr)));
+            },
+        );
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -308,16 +342,22 @@ impl Filesystem for Glue {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.run(Op::Open, || {
-            let result = self.volume.open_file(convert::caller(req), ino.0, flags.0);
-            self.refresh_modes();
-            if result.is_ok() && writes(flags.0) {
-                self.control.writer_opened(ino.0);
-            }
-            answer(reply, result, |reply, opened| {
-                reply.opened(FileHandle(opened.fh), self.open_flags(&opened, flags.0));
-            });
-        });
+        let (who, flags, ino) = (convert::caller(req), flags.0, ino.0);
+        let (control, refresher) = (Arc::clone(&self.control), self.refresher());
+        self.run_keyed(
+            Op::Open,
+            Some(ino),
+            move |volume| volume.open_file(who, ino, flags),
+            move |result| {
+                refresher.refresh();
+                if result.is_ok() && writes(flags) {
+                    control.writer_opened(ino);
+                }
+                answer(reply, result, |reply, opened| {
+                    reply.opened(FileHandle(opened.fh), open_flags(&opened, flags));
+                });
+            },
+        );
     }
 
     fn create(
@@ -330,24 +370,24 @@ impl Filesystem for Glue {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.run(Op::Create, || {
-            let (who, name, mode) = (convert::caller(req), name.as_bytes(), mode & PERMISSIONS);
-            let result = self.volume.create(who, parent.0, name, mode, umask, flags);
-            if let (Ok((attr, _)), true) = (&result, writes(flags)) {
-                self.control.writer_opened(attr.ino);
-            }
-            answer(reply, result, |reply, (attr, opened)| {
-                let flags = self.open_flags(&opened, flags);
-                let (shown, generation) = (convert::attr(&attr), Generation(attr.generation));
-                reply.created(
-                    &self.wanted.cache_for,
-                    &shown,
-                    generation,
-                    FileHandle(opened.fh),
-                    flags,
-                );
-            });
-        });
+        let (who, name, mode) =
+            (convert::caller(req), name.as_bytes().to_vec(), mode & PERMISSIONS);
+        let (control, cache_for) = (Arc::clone(&self.control), self.wanted.cache_for);
+        self.run_keyed(
+            Op::Create,
+            None,
+            move |volume| volume.create(who, parent.0, &name, mode, umask, flags),
+            move |result| {
+                if let (Ok((attr, _)), true) = (&result, writes(flags)) {
+                    control.writer_opened(attr.ino);
+                }
+                answer(reply, result, |reply, (attr, opened)| {
+                    let (shown, generation) = (convert::attr(&attr), Generation(attr.generation));
+                    let (fh, flags) = (FileHandle(opened.fh), open_flags(&opened, flags));
+                    reply.created(&cache_for, &shown, generation, fh, flags);
+                });
+            },
+        );
     }
 
     fn read(
@@ -517,10 +557,13 @@ impl Filesystem for Glue {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Setxattr, || {
-            let who = convert::caller(req);
-            done(reply, self.volume.setxattr(who, ino.0, name.as_bytes(), value, flags));
-        });
+        let (who, name, value) = (convert::caller(req), name.as_bytes().to_vec(), value.to_vec());
+        self.run_keyed(
+            Op::Setxattr,
+            None,
+            move |volume| volume.setxattr(who, ino.0, &name, &value, flags),
+            move |result| done(reply, result),
+        );
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -8,6 +8,7 @@
 mod daemon;
 mod lifetime;
 mod notify;
+mod watch;
 
 use super::control::{Control, Facts};
 use super::glue::Glue;
@@ -24,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
+use watch::Watch;
 
 /// What to mount, where and how.
 pub struct Config {
@@ -37,6 +39,10 @@ pub struct Config {
     pub foreground: bool,
     /// Name of the AEAD backend, for `status`.
     pub aead: &'static str,
+    /// How often the KMS is asked whether the volume's key is still granted.
+    pub probe: Duration,
+    /// Prometheus text file, rewritten every few seconds.
+    pub metrics_file: Option<PathBuf>,
     /// Called before each operation; for tests that inject faults.
     pub hook: Option<Hook>,
 }
@@ -91,7 +97,8 @@ pub fn serve(
 
 /// Paths that still hold after leaving the working directory.
 fn absolute(mut config: Config) -> Result<Config, SessionError> {
-    for path in [&mut config.source, &mut config.mountpoint] {
+    let paths = [&mut config.source, &mut config.mountpoint];
+    for path in paths.into_iter().chain(&mut config.metrics_file) {
         let full = std::path::absolute(&path);
         *path = full.map_err(|e| SessionError::other(&path.display().to_string(), &e))?;
     }
@@ -130,6 +137,8 @@ struct Running {
     mount: Mount,
     events: Receiver<Event>,
     signals: signal_hook::iterator::Handle,
+    probe: Duration,
+    metrics_file: Option<PathBuf>,
 }
 
 impl Running {
@@ -196,17 +205,27 @@ impl Running {
         }
         lifetime::wait_for_answer(&mount);
         mount.raise_read_ahead();
-        Ok(Self { volume, control, mount, events, signals })
+        let (probe, metrics_file) = (config.probe, config.metrics_file.clone());
+        Ok(Self { volume, control, mount, events, signals, probe, metrics_file })
     }
 
     /// Serves until the kernel has let go, then closes the volume.
     fn serve(self) -> Result<(), SessionError> {
         notify::ready();
-        let committer = Periodic::start(Arc::clone(&self.volume));
+        let committer = Periodic::commit(Arc::clone(&self.volume));
         if let Err(e) = &committer {
             log::error!("cannot start the commit thread: {e}");
             abandon(&self.mount);
         }
+        let watch = Watch::start(&self.volume, &self.control, self.probe);
+        if let Err(e) = &watch {
+            log::error!("cannot start the thread that watches the key: {e}");
+            abandon(&self.mount);
+        }
+        let metrics = self.metrics_file.clone().map(|file| {
+            Periodic::metrics(file, Arc::clone(&self.volume), Arc::clone(&self.control))
+                .inspect_err(|e| log::error!("no metrics file is written: {e}"))
+        });
         let mending = lifetime::start_mending(Arc::clone(&self.volume));
         let save = || {
             if let Err(e) = self.control.sync(&self.volume) {
@@ -216,7 +235,7 @@ impl Running {
         let ended = lifetime::wait(&self.events, &self.mount, save);
         notify::stopping();
         self.signals.close();
-        drop(committer);
+        drop((committer, watch, metrics));
         if mending.is_some_and(|thread| thread.join().is_err()) {
             log::error!("what the last mount left was not put right: internal fault");
         }

@@ -5,7 +5,7 @@
 
 use super::state::State;
 use super::{Storage, StoreError};
-use crate::crypto::{DataKey, Vault};
+use crate::crypto::{DataKey, Gone, Vault};
 use crate::format::header::{Header, KeySlot};
 use crate::format::layout::Layout;
 use crate::format::{ObjectId, VolumeId};
@@ -134,6 +134,45 @@ impl Content {
         }
         dirty
     }
+    /// Takes the keys away: from now on everything that needs them answers `why`. What is not
+    /// committed is kept, encrypted, for the time after [`Self::unlock`].
+    pub fn lock(&self, why: Gone) {
+        self.state.write().lock(why);
+    }
+    /// Gives the data keys of [`Self::slots`] back.
+    pub fn unlock(
+        &self,
+        key: Arc<DataKey>,
+        next_key: Option<Arc<DataKey>>,
+    ) -> Result<(), StoreError> {
+        self.state.write().unlock([Some(key), next_key])
+    }
+    /// Are the keys gone?
+    pub fn is_locked(&self) -> bool {
+        self.state.read().gone.is_some()
+    }
+    /// The data key of a file that nothing was ever written to, for another file.
+    pub fn into_unused_key(self: Arc<Self>) -> Option<(Arc<DataKey>, KeySlot)> {
+        Arc::into_inner(self)?.state.into_inner().into_unused_key()
+    }
+    /// Where the data keys come from: the current one's slot and the next one's.
+    pub fn slots(&self) -> (KeySlot, Option<KeySlot>) {
+        let state = self.state.read();
+        (state.header.current.clone(), state.header.next.clone())
+    }
+    fn usable(&self) -> Result<RwLockWriteGuard<'_, State>, StoreError> {
+        let state = self.state.write();
+        state.usable()?;
+        Ok(state)
+    }
+    /// Without keys there may still be nothing to commit.
+    fn for_commit(&self) -> Result<RwLockWriteGuard<'_, State>, StoreError> {
+        let state = self.state.write();
+        if state.changed {
+            state.usable()?;
+        }
+        Ok(state)
+    }
     /// Reads; returns bytes read, short only at the end of the file. After an error the contents of
     /// `buf` are unspecified, but hold no ciphertext of the failed part.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
@@ -149,6 +188,7 @@ impl Content {
     }
     fn read_piece(&self, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
         let state = self.state.read();
+        state.usable()?;
         let len = state.clip(offset, buf.len());
         if len == 0 {
             return Ok(0);
@@ -157,7 +197,7 @@ impl Content {
             return state.read(offset, &mut buf[..len]).map(|()| len);
         }
         drop(state);
-        let mut state = self.state.write();
+        let mut state = self.usable()?;
         let len = state.clip(offset, buf.len());
         if len == 0 {
             return Ok(0);
@@ -170,40 +210,40 @@ impl Content {
     /// part from the front may have been written. Also fails when a commit for lack of memory
     /// fails: the data is then kept for the next one.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), StoreError> {
-        self.state.write().write(offset, data)
+        self.usable()?.write(offset, data)
     }
     /// Changes the size. To 0: keeps the object id, new life salt. Growing leaves a hole. mtime is
     /// set to now even if the size stays the same.
     pub fn truncate(&self, size: u64) -> Result<(), StoreError> {
-        self.state.write().truncate(size)
+        self.usable()?.truncate(size)
     }
     /// Makes a range read as zeros: whole chunks become holes, partial ones are zeroed; never
     /// changes the size.
     pub fn punch(&self, offset: u64, len: u64) -> Result<(), StoreError> {
-        self.state.write().punch(offset, len)
+        self.usable()?.punch(offset, len)
     }
     /// fallocate mode 0 / KEEP_SIZE: reserves backing space so that writing the range will not run
     /// out of it (as far as the backing can promise); extends the size unless `keep_size`.
     pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), StoreError> {
-        self.state.write().allocate(offset, len, keep_size)
+        self.usable()?.allocate(offset, len, keep_size)
     }
     /// First data at or after `offset`; `None` when there is none (ENXIO).
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>, StoreError> {
-        self.state.write().seek_data(offset)
+        self.usable()?.seek_data(offset)
     }
     /// First hole at or after `offset` (end of file counts as one); `None` when offset ≥ size.
     pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>, StoreError> {
-        self.state.write().seek_hole(offset)
+        self.usable()?.seek_hole(offset)
     }
     /// Writes all uncommitted state to the backing file: data, tag blocks, nodes, header, then cuts
     /// and punches, then mtime. On error everything that is not known to be done stays in memory,
     /// and a later call tries again.
     pub fn commit(&self) -> Result<(), StoreError> {
-        self.state.write().commit()
+        self.for_commit()?.commit()
     }
     /// `commit`, then flushes the backing file.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let mut state = self.state.write();
+        let mut state = self.for_commit()?;
         state.commit()?;
         let storage = state.storage.clone();
         drop(state);
@@ -212,7 +252,7 @@ impl Content {
     /// Makes sure that a header exists on disk (for xattrs of a never-written file). Writing it
     /// changes the backing file's modification time unless one is pending: the caller restores it.
     pub fn ensure_header(&self) -> Result<(), StoreError> {
-        let mut state = self.state.write();
+        let mut state = self.usable()?;
         if state.header.generation > 0 {
             return Ok(());
         }
@@ -225,7 +265,7 @@ impl Content {
     /// Reads and authenticates everything; calls `bad` for each damaged chunk or tree block, and
     /// goes on. Uncommitted chunks in memory are not read back.
     pub fn verify(&self, bad: &mut dyn FnMut(StoreError)) -> Result<(), StoreError> {
-        let mut steps = self.state.write().verify_start(bad);
+        let mut steps = self.usable()?.verify_start(bad);
         while let Some(step) = steps.pop() {
             self.state.write().verify_step(step, &mut steps, bad);
         }

@@ -10,7 +10,7 @@ use super::content::{Time, VolumeContext};
 use super::segment::Seg;
 use super::tree::{NodeSlot, Top, ZERO};
 use super::{Storage, StoreError};
-use crate::crypto::{DataKey, FileKeys, random_array};
+use crate::crypto::{DataKey, FileKeys, Gone, random_array};
 use crate::format::header::{Header, KeySlot};
 use crate::format::layout::{self, MAX_PLAIN, chunks, groups};
 use crate::format::tags::{Segment, TagBlock, TagEntry};
@@ -34,6 +34,24 @@ impl Keys {
     fn new(data: [Option<Arc<DataKey>>; 2], object: ObjectId, life: &[u8; 16]) -> Self {
         let file = data.each_ref().map(|k| k.as_ref().map(|k| FileKeys::derive(k, object, life)));
         Self { data, file }
+    }
+
+    /// The keys that a header commits to.
+    fn committed(data: [Option<Arc<DataKey>>; 2], header: &Header) -> Result<Self, StoreError> {
+        let keys = Self::new(data, header.object, &header.life_salt);
+        let slots = [Some(&header.current), header.next.as_ref()];
+        for (keys, slot) in keys.file.iter().zip(slots) {
+            let ok = match (keys, slot) {
+                (Some(keys), Some(slot)) => keys.commits_to(&slot.commitment),
+                (Some(_), None) => false,
+                (None, _) => true,
+            };
+            if !ok {
+                return Err(StoreError::Commitment);
+            }
+        }
+        keys.current()?;
+        Ok(keys)
     }
 
     /// Keys of slot 0: tree key and chunk AAD.
@@ -101,6 +119,8 @@ pub(super) struct State {
     pub ctx: Arc<VolumeContext>,
     pub storage: Arc<dyn Storage>,
     pub writable: bool,
+    /// The keys have been taken away, and why.
+    pub gone: Option<Gone>,
     pub header: Header,
     /// Working plaintext size.
     pub size: u64,
@@ -181,19 +201,7 @@ impl State {
         data: [Option<Arc<DataKey>>; 2],
         writable: bool,
     ) -> Result<Self, StoreError> {
-        let keys = Keys::new(data, header.object, &header.life_salt);
-        let slots = [Some(&header.current), header.next.as_ref()];
-        for (keys, slot) in keys.file.iter().zip(slots) {
-            let ok = match (keys, slot) {
-                (Some(keys), Some(slot)) => keys.commits_to(&slot.commitment),
-                (Some(_), None) => false,
-                (None, _) => true,
-            };
-            if !ok {
-                return Err(StoreError::Commitment);
-            }
-        }
-        keys.current()?;
+        let keys = Keys::committed(data, &header)?;
         let mut state = Self::with_header(ctx, storage, header, keys);
         state.attach(writable)?;
         if groups(state.size) == 0 {
@@ -219,6 +227,7 @@ impl State {
             ctx,
             storage,
             writable: false,
+            gone: None,
             header,
             keys,
             segments: HashMap::new(),
@@ -260,6 +269,41 @@ impl State {
             self.disk_len = None;
             self.settle.len = Some(self.committed.len);
         }
+    }
+
+    /// Drops all keys. What is not committed stays, encrypted, until they come back.
+    pub fn lock(&mut self, why: Gone) {
+        self.gone = Some(why);
+        self.keys = Keys { data: [None, None], file: [None, None] };
+        self.first.key = None;
+        self.segments.values_mut().for_each(|seg| seg.key = None);
+    }
+
+    /// Takes the keys back.
+    pub fn unlock(&mut self, data: [Option<Arc<DataKey>>; 2]) -> Result<(), StoreError> {
+        self.keys = Keys::committed(data, &self.header)?;
+        let numbers: Vec<u64> = std::iter::once(0).chain(self.segments.keys().copied()).collect();
+        for number in numbers {
+            let record = self.loaded(number)?.block.segment;
+            if record.salt != [0; 16] {
+                let key = self.segment_key(number, &record);
+                self.loaded_mut(number)?.key = key;
+            }
+        }
+        self.gone = None;
+        Ok(())
+    }
+
+    /// The data key, if no state that uses it was ever committed.
+    pub fn into_unused_key(mut self) -> Option<(Arc<DataKey>, KeySlot)> {
+        let never = self.header.generation == 0 && !self.changed;
+        let key = self.keys.data[0].take().filter(|_| never)?;
+        Some((key, KeySlot { commitment: [0; 32], ..self.header.current }))
+    }
+
+    /// Refuses what needs keys while they are gone.
+    pub fn usable(&self) -> Result<(), StoreError> {
+        self.gone.map_or(Ok(()), |gone| Err(gone.into()))
     }
 
     /// A later number at each call, to tell old loaded blocks from new ones.

@@ -1,12 +1,15 @@
 //! What runs beside the event loops: signals, the periodic commit, and waiting for the end.
 
+use super::super::control::Control;
 use super::super::glue::Glue;
+use super::super::metrics;
 use super::super::mount::{Mount, UnmountError};
 use crate::fs::Volume;
 use parking_lot::{Condvar, Mutex};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::thread::JoinHandle;
@@ -14,6 +17,9 @@ use std::time::Duration;
 
 /// How long changes may stay in memory without anybody asking for them to be kept.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the metrics file is written.
+const METRICS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the main thread waits for.
 pub enum Event {
@@ -100,7 +106,7 @@ pub fn start_mending(volume: Arc<Volume>) -> Option<JoinHandle<()>> {
     thread.spawn(move || volume.mend_leftovers()).ok()
 }
 
-/// The periodic commit; dropping it ends its thread.
+/// Something done every few seconds; dropping it ends its thread.
 pub struct Periodic {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
@@ -108,11 +114,54 @@ pub struct Periodic {
 
 impl Periodic {
     /// Commits every few seconds from now on.
-    pub fn start(volume: Arc<Volume>) -> io::Result<Self> {
+    pub fn commit(volume: Arc<Volume>) -> io::Result<Self> {
+        let mut settled = false;
+        let mut last_failure = String::new();
+        Self::start("kmsfs-periodic", COMMIT_INTERVAL, move || {
+            // At once, so that the first fsync need not wait for what others have written to the same
+            // disk.
+            if !std::mem::replace(&mut settled, true) {
+                if let Err(e) = volume.settle_start() {
+                    log::warn!("flush at the start: {e}");
+                }
+            } else {
+                commit_once(&volume, &mut last_failure);
+            }
+        })
+    }
+
+    /// Writes the metrics file every few seconds from now on; a failure that lasts is logged once.
+    pub fn metrics(path: PathBuf, volume: Arc<Volume>, control: Arc<Control>) -> io::Result<Self> {
+        let mut last_failure = String::new();
+        Self::start("kmsfs-metrics", METRICS_INTERVAL, move || {
+            let written = metrics::write(&path, &metrics::text(&volume, control.counters()));
+            let failure = written.err().map_or(String::new(), |e| e.to_string());
+            if !failure.is_empty() && failure != last_failure {
+                log::error!("metrics file {}: {failure}", path.display());
+            }
+            last_failure = failure;
+        })
+    }
+
+    /// Does it now, and again after each interval.
+    fn start(
+        name: &str,
+        interval: Duration,
+        mut act: impl FnMut() + Send + 'static,
+    ) -> io::Result<Self> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let theirs = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("kmsfs-periodic".into());
-        let thread = thread.spawn(move || commit_until_stopped(&volume, &theirs))?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            act();
+            let (stopped, wake) = &*theirs;
+            let mut stop = stopped.lock();
+            while !*stop {
+                let timed_out = wake.wait_for(&mut stop, interval).timed_out();
+                if !*stop && timed_out {
+                    parking_lot::MutexGuard::unlocked(&mut stop, &mut act);
+                }
+            }
+        })?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -124,22 +173,6 @@ impl Drop for Periodic {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-    }
-}
-
-fn commit_until_stopped(volume: &Volume, (stopped, wake): &(Mutex<bool>, Condvar)) {
-    // So that the first fsync need not wait for what others have written to the same disk.
-    if let Err(e) = volume.settle_start() {
-        log::warn!("flush at the start: {e}");
-    }
-    let mut last_failure = String::new();
-    let mut stop = stopped.lock();
-    while !*stop {
-        let timed_out = wake.wait_for(&mut stop, COMMIT_INTERVAL).timed_out();
-        if *stop || !timed_out {
-            continue;
-        }
-        parking_lot::MutexGuard::unlocked(&mut stop, || commit_once(volume, &mut last_failure));
     }
 }
 
