@@ -3,7 +3,7 @@
 //! Prints for each operation followed by an fsync how often the journal and the file are flushed,
 //! and how many bytes are written to each; then what the checkpoint behind it adds.
 
-use kmsfs::crypto::{DataKey, Secret, VolumeKey, VolumeKeys};
+use kmsfs::crypto::{DataKey, Secret, Vault, VolumeKey, VolumeKeys};
 use kmsfs::format::header::{KeySlot, Recipient, RecipientKind};
 use kmsfs::format::layout::Layout;
 use kmsfs::format::{DataKeyId, VolumeId};
@@ -92,7 +92,7 @@ struct Bed {
 impl Bed {
     fn new() -> Self {
         let volume = VolumeId([9; 16]);
-        let keys = Arc::new(VolumeKeys::derive(&VolumeKey(Secret::random()), volume));
+        let keys = Vault::new(VolumeKeys::derive(&VolumeKey(Secret::random()), volume));
         let layout = Layout::new(1).unwrap();
         let log = Counted::new();
         let journal = Journal::new(volume, keys.clone(), Arc::new(Aside(log.clone())));

@@ -3,7 +3,7 @@
 //! Prints medians of several rounds: sequential reading and writing in 1 MiB requests, overwriting,
 //! small files.
 
-use kmsfs::crypto::{BACKEND, DataKey, Secret, VolumeKey, VolumeKeys};
+use kmsfs::crypto::{BACKEND, DataKey, Secret, Vault, VolumeKey, VolumeKeys};
 use kmsfs::format::header::{KeySlot, Recipient, RecipientKind};
 use kmsfs::format::layout::Layout;
 use kmsfs::format::{DataKeyId, VolumeId};
@@ -70,7 +70,7 @@ struct Bed {
 impl Bed {
     fn new() -> Self {
         let volume = VolumeId([1; 16]);
-        let keys = Arc::new(VolumeKeys::derive(&VolumeKey(Secret::random()), volume));
+        let keys = Vault::new(VolumeKeys::derive(&VolumeKey(Secret::random()), volume));
         let layout = Layout::new(1).unwrap();
         let ctx = Arc::new(VolumeContext { volume, layout, keys, rekey_limit: 1 << 31 });
         Self { ctx, key: Arc::new(DataKey(Secret::random())) }

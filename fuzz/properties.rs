@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};
 
-use kmsfs::crypto::{DataKey, Secret, VolumeKey, VolumeKeys};
+use kmsfs::crypto::{DataKey, Secret, Vault, VolumeKey, VolumeKeys};
 use kmsfs::format::descriptor::Descriptor;
 use kmsfs::format::header::{Header, KeySlot, Recipient, RecipientKind};
 use kmsfs::format::layout::Layout;
@@ -123,7 +123,7 @@ const SIZE_MAX: u64 = (64 + 128 + 20) * 4096;
 impl Pair {
     /// A new file. Segment keys are replaced after few writes, so that this happens too.
     pub fn new() -> Self {
-        let keys = Arc::new(VolumeKeys::derive(&VolumeKey(Secret::random()), VOLUME));
+        let keys = Vault::new(VolumeKeys::derive(&VolumeKey(Secret::random()), VOLUME));
         let layout = Layout::new(1).expect("a legal number of blocks");
         let context = Arc::new(VolumeContext { volume: VOLUME, layout, keys, rekey_limit: 50 });
         let storage = Arc::new(Memory::default());

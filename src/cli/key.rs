@@ -184,6 +184,8 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
 }
 
 fn add(args: &EditArgs, editor: &mut Editor, options: &UnlockOptions) -> Result<bool, UnlockError> {
+    #[cfg(not(feature = "aws"))]
+    let _ = options;
     match &args.key {
         KeySpec::X25519(public) if is_recipient(editor, &X25519::name(public, 0)) => {
             return Ok(false);

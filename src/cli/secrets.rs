@@ -10,6 +10,8 @@ use clap::Args;
 use parking_lot::Mutex;
 
 use crate::crypto::SecretBytes;
+#[cfg(feature = "aws")]
+use crate::keys::aws::Settings;
 use crate::keys::unlock::{Expect, Prompt};
 use crate::keys::{Lifetimes, UnlockOptions};
 
@@ -49,11 +51,10 @@ impl KeyOptions {
 
     /// For making a volume, which is opened right afterwards: a new passphrase, typed twice.
     pub fn creation_options(&self) -> UnlockOptions {
-        let mut options = self.with_prompt(remembered(ask_twice));
+        let options = self.with_prompt(remembered(ask_twice));
         #[cfg(feature = "aws")]
-        {
-            options.kms.may_be_new = true;
-        }
+        let options =
+            UnlockOptions { kms: Settings { may_be_new: true, ..options.kms.clone() }, ..options };
         options
     }
 

@@ -235,6 +235,9 @@ impl Volume {
             )
         })?;
         volume.recover().map_err(|e| recovery_error(&e, source))?;
+        if volume.writable() {
+            volume.keyring.fill_supply();
+        }
         Ok(volume)
     }
 

@@ -38,6 +38,9 @@ pub(super) fn create(
     options: &UnlockOptions,
     cost: Argon2Cost,
 ) -> Result<Vec<u8>, UnlockError> {
+    if recipients.contains(key) {
+        return Err(bad("the volume's key is named a second time as a recipient").into());
+    }
     let (volume_key, first) = first_copy(volume, key, options)?;
     let keys = VolumeKeys::derive(&volume_key, volume);
     let mut descriptor = Descriptor {
@@ -76,6 +79,8 @@ fn first_copy(
     key: &KeySpec,
     options: &UnlockOptions,
 ) -> Result<(VolumeKey, Option<Recipient>), KeyError> {
+    #[cfg(not(feature = "aws"))]
+    let _ = (volume, options);
     match key {
         KeySpec::Passphrase | KeySpec::Keyfile(_) => Ok((VolumeKey(Secret::random()), None)),
         KeySpec::X25519(_) => Err(bad(

@@ -1,7 +1,7 @@
 //! A volume without a volume: context, keys, files, random numbers from a seed.
 
 use crate::mem::MemStorage;
-use kmsfs::crypto::{DataKey, Secret, VolumeKey, VolumeKeys};
+use kmsfs::crypto::{DataKey, Secret, Vault, VolumeKey, VolumeKeys};
 use kmsfs::format::header::{KeySlot, Recipient, RecipientKind};
 use kmsfs::format::layout::Layout;
 use kmsfs::format::{DataKeyId, VolumeId};
@@ -59,7 +59,7 @@ pub fn slot() -> KeySlot {
 
 pub fn context(rekey_limit: u64, header_blocks: u8) -> Arc<VolumeContext> {
     let volume = VolumeId([9; 16]);
-    let keys = Arc::new(VolumeKeys::derive(&VolumeKey(Secret::random()), volume));
+    let keys = Vault::new(VolumeKeys::derive(&VolumeKey(Secret::random()), volume));
     let layout = Layout::new(header_blocks).unwrap();
     Arc::new(VolumeContext { volume, layout, keys, rekey_limit })
 }

@@ -91,7 +91,7 @@ fn new_keys_are_known_without_an_unwrap() {
     slot.commitment = [9; 32];
     assert_eq!(ring.data_key(&slot).expect("cached").0.expose(), new.key.0.expose());
     assert_eq!(provider.unwraps.load(Ordering::SeqCst), 0);
-    ring.clear();
+    ring.purge();
     assert_eq!(ring.data_key(&slot).expect("unwrapped").0.expose(), new.key.0.expose());
     assert_eq!(provider.unwraps.load(Ordering::SeqCst), 1);
     assert_ne!(ring.for_new_file().expect("made").slot.data_key_id, new.slot.data_key_id);

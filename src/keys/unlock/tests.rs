@@ -1,7 +1,10 @@
 use super::*;
 use crate::format::descriptor::{MasterKdf, NameMode};
 use crate::keys::keyfile::{create_identity, create_keyfile};
+use crate::keys::local::LocalMaster;
+use crate::keys::x25519::X25519;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
@@ -284,7 +287,7 @@ fn a_volume_or_descriptor_that_is_not_expected_is_refused_before_a_secret_is_ask
             count.fetch_add(1, Ordering::Relaxed);
             Ok(SecretBytes::new(b"a".to_vec()))
         };
-        let expect = Expect { volume, generation };
+        let expect = Expect { volume, generation, ..Expect::default() };
         let options =
             UnlockOptions { prompt: Some(Box::new(prompt)), expect, ..Default::default() };
         (unlock(&bytes, &options).map(drop), asked.load(Ordering::Relaxed))

@@ -1,0 +1,11 @@
+//! Volumes whose keys are in AWS KMS, with the real programs, real mounts and a fake AWS.
+
+#[path = "../support/aws/fake.rs"]
+mod aws;
+mod bed;
+mod economy;
+mod headers;
+mod outage;
+mod recipients;
+mod revoke;
+mod tools;
