@@ -187,6 +187,11 @@ impl Bed {
     pub fn unmount(&mut self) {
         let mut umount = ctl(&["umount"]);
         said(umount.arg(self.point()));
+        self.ended();
+    }
+
+    /// Waits for the daemon, which was asked to end.
+    pub fn ended(&mut self) {
         let status = self.daemon.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}: {}", self.log());
     }
