@@ -131,6 +131,23 @@ fn a_file_that_lost_only_its_long_name_keeps_its_content() {
     sound(&bench);
 }
 
+#[test]
+fn a_name_that_somebody_knows_is_lost_at_the_end_of_the_session() {
+    let bench = Bench::new(NameMode::Encrypted);
+    crash(&bench, |tree| tree.put(&long("x"), &[7; 9000]));
+    lose(&bench, &|name| name.ends_with(".name"));
+    let tree = bench.tree();
+    assert_eq!(tree.get(&long("x")), [7; 9000]);
+    tree.volume.mend_leftovers();
+    assert_eq!(tree.get(&long("x")), [7; 9000]);
+    tree.volume.shutdown().unwrap();
+    drop(tree);
+    assert!(!bench.source().join("kmsfs.session").exists());
+    sound(&bench);
+    let tree = bench.tree();
+    assert_eq!(tree.get(&lost_name(&tree, "")), [7; 9000]);
+}
+
 /// The kernel fills up what it reads to the size it knows.
 #[test]
 fn a_size_that_was_told_before_the_file_was_emptied_is_taken_back() {

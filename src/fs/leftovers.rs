@@ -68,6 +68,8 @@ pub(super) struct Mending {
     done: AtomicBool,
     /// Names given so far.
     moves: AtomicU64,
+    /// The session ends: nobody uses what was found in it any more.
+    ending: AtomicBool,
     /// Held while a directory gets an id: two would each make half of the names unreadable.
     pub giving_id: Mutex<()>,
 }
@@ -79,6 +81,7 @@ impl Default for Mending {
             began: None,
             done: AtomicBool::new(false),
             moves: AtomicU64::new(0),
+            ending: AtomicBool::new(false),
             giving_id: Mutex::default(),
         }
     }
@@ -317,9 +320,12 @@ impl Volume {
         let Some(id) = id.filter(|_| self.is_new_since(dir, entry)) else {
             return Ok(Mended::No);
         };
-        // One that somebody has found has a name; perhaps it is about to lose it.
+        // Whoever knows the name has found the object without the sidecar, and uses it by that name;
+        // or the sidecar goes because the name does.
         let now = backing::stat_at(dir, entry)?.st_ino;
-        if now != st.st_ino || self.table.get(self.show_ino(now)).is_some() {
+        let ending = self.mending.ending.load(Ordering::Acquire);
+        let known = !ending && self.table.get(self.show_ino(now)).is_some();
+        if now != st.st_ino || known {
             return Ok(Mended::Later);
         }
         if !is_lost(dir, &sidecar_of(entry))? {
@@ -511,6 +517,7 @@ impl Volume {
 
     /// May the marker of an unclean stop go? Tries again what was open before.
     pub(super) fn marker_may_go(&self) -> bool {
+        self.mending.ending.store(true, Ordering::Release);
         self.mend_leftovers();
         self.is_mended()
     }
