@@ -48,7 +48,7 @@ use crate::store::{Content, FileStorage, Storage, StoreError};
 /// Begins the name of an object whose own was lost.
 const LOST_NAME: &str = "lost-name-";
 /// Time of a clean point that is not known.
-pub(super) const NEVER: (i64, u32) = (i64::MAX, 0);
+const NEVER: (i64, u32) = (i64::MAX, 0);
 /// Longest text of a marker.
 const MARKER_MAX: usize = 4096;
 /// Clocks may have been put back a little since the marker was made, seconds.
@@ -156,7 +156,7 @@ fn born(dir: impl AsFd, entry: &[u8]) -> Option<(u64, Time)> {
 
 /// The last clean point, if the marker in `root` was made there. In a copy (a backup that was put
 /// back) everything is new, and nothing is what nobody had been promised.
-pub(super) fn clean_point_of(root: &OwnedFd, marked: Time) -> Time {
+fn clean_point_of(root: &OwnedFd, marked: Time) -> Time {
     let entry = SESSION_NAME.as_bytes();
     let text = backing::read_small(root, entry, MARKER_MAX).ok().flatten().unwrap_or_default();
     let ours = text.split(|b| *b == b'\n').any(|line| line == identity(root).as_bytes());
@@ -387,7 +387,10 @@ impl Volume {
         };
         let Some(storage) = open(false)? else { return Ok(Mended::Later) };
         if storage.is_empty()? {
-            self.drop_attributes(&storage.0)?;
+            // In a copy that says that something has been promised and lost.
+            if self.mending.clean_until != NEVER {
+                self.drop_attributes(&storage.0)?;
+            }
             return Ok(Mended::Yes);
         }
         let len = match self.state_of(&storage)? {
