@@ -14,16 +14,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kmsfs::format::descriptor::NameMode;
+use rustix::fs::FlockOperation;
 use volume::{Bench, ROOT, Tree, errno, me};
+
+/// A program that another test is just starting has our descriptors, and so our lock, until it runs.
+fn wait_until_free(bench: &Bench) {
+    let root = fs::File::open(bench.source()).unwrap();
+    rustix::fs::flock(&root, FlockOperation::LockExclusive).unwrap();
+    rustix::fs::flock(&root, FlockOperation::Unlock).unwrap();
+}
+
+fn open(bench: &Bench) -> Tree {
+    wait_until_free(bench);
+    bench.tree()
+}
 
 /// Runs `work` in a session that ends as with kill -9; what it wrote is in the backing.
 fn crash<T>(bench: &Bench, work: impl FnOnce(&Tree) -> T) {
-    work(&bench.tree());
+    work(&open(bench));
 }
 
 /// Mounts, puts right what can be, and unmounts. The volume was left unclean and now is not.
 fn mend(bench: &Bench, look: impl FnOnce(&Tree)) {
-    let tree = bench.tree();
+    let tree = open(bench);
     assert!(tree.volume.was_unclean());
     tree.volume.mend_leftovers();
     look(&tree);
@@ -33,6 +46,7 @@ fn mend(bench: &Bench, look: impl FnOnce(&Tree)) {
 
 /// What `kmsfsctl verify` calls damaged: path and reason.
 fn damage(bench: &Bench) -> Vec<String> {
+    wait_until_free(bench);
     let mut verify = Command::new(env!("CARGO_BIN_EXE_kmsfsctl"));
     let done = verify.arg("verify").arg(bench.source()).arg("--json").output().unwrap();
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
@@ -136,7 +150,7 @@ fn a_name_that_somebody_knows_is_lost_at_the_end_of_the_session() {
     let bench = Bench::new(NameMode::Encrypted);
     crash(&bench, |tree| tree.put(&long("x"), &[7; 9000]));
     lose(&bench, &|name| name.ends_with(".name"));
-    let tree = bench.tree();
+    let tree = open(&bench);
     assert_eq!(tree.get(&long("x")), [7; 9000]);
     tree.volume.mend_leftovers();
     assert_eq!(tree.get(&long("x")), [7; 9000]);
@@ -144,7 +158,7 @@ fn a_name_that_somebody_knows_is_lost_at_the_end_of_the_session() {
     drop(tree);
     assert!(!bench.source().join("kmsfs.session").exists());
     sound(&bench);
-    let tree = bench.tree();
+    let tree = open(&bench);
     assert_eq!(tree.get(&lost_name(&tree, "")), [7; 9000]);
 }
 
@@ -154,7 +168,7 @@ fn a_size_that_was_told_before_the_file_was_emptied_is_taken_back() {
     let bench = Bench::new(NameMode::Encrypted);
     crash(&bench, |tree| tree.put("f", &[7; 9000]));
     tear(&files(&bench)[0]);
-    let tree = bench.tree();
+    let tree = open(&bench);
     let before = tree.attr("f");
     assert_eq!(before.size, 9000);
     tree.volume.mend_leftovers();
@@ -288,7 +302,7 @@ fn what_moves_while_everything_is_looked_into_is_looked_into() {
         }
     });
     files(&bench).iter().for_each(|path| lose_header(path));
-    let tree = bench.tree();
+    let tree = open(&bench);
     tree.volume.settle_start().unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -323,7 +337,7 @@ fn a_directory_gets_one_id_and_what_is_made_in_it_keeps_its_name() {
     for dir in files(&bench).iter().map(|f| f.parent().unwrap()).collect::<BTreeSet<_>>() {
         OpenOptions::new().write(true).truncate(true).open(dir.join("kmsfs.dir")).unwrap();
     }
-    let tree = bench.tree();
+    let tree = open(&bench);
     std::thread::scope(|scope| {
         for n in 0..3 {
             let tree = &tree;
