@@ -12,12 +12,15 @@ use crate::crypto::{Gone, VolumeKey, VolumeKeys};
 use crate::keys::wait::waiting_between;
 use crate::keys::{KeyError, KeyFacts};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two questions whose answer was no: one no may be a mistake of the moment.
 const SECOND_THOUGHT: Duration = Duration::from_millis(300);
 /// How often is asked while nobody answers.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// At most one complaint about keys in so long.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What a look at the keys found out.
 pub enum Custody {
@@ -129,8 +132,30 @@ impl Volume {
     }
 
     /// Runs an operation that found out that it has to wait for a key: waits, and runs it again.
-    pub fn waiting_for_keys<T>(&self, act: impl Fn() -> FsResult<T>) -> FsResult<T> {
-        waiting_between(&self.keyring, FsError::need, act)
+    /// `opens` is the file whose key that is, for the log.
+    pub fn waiting_for_keys<T>(
+        &self,
+        opens: Option<Ino>,
+        act: impl Fn() -> FsResult<T>,
+    ) -> FsResult<T> {
+        let outcome = waiting_between(&self.keyring, FsError::need, act);
+        if let Err(FsError::Key(error)) = &outcome
+            && self.is_news()
+        {
+            let file = opens.and_then(|ino| self.table.get(ino)).map(|i| self.plain_path(&i));
+            log::error!("{}: {error}", file.unwrap_or_else(|| "a new file".into()));
+        }
+        outcome
+    }
+
+    /// Whether the last complaint about keys is long enough ago: in an outage every program meets it.
+    fn is_news(&self) -> bool {
+        let mut last = self.key_complaint.lock();
+        let news = last.is_none_or(|at| at.elapsed() >= QUIET);
+        if news {
+            *last = Some(Instant::now());
+        }
+        news
     }
 
     /// Files and directories the kernel may have something cached of.

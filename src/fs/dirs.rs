@@ -236,8 +236,16 @@ impl Volume {
         if let Some(id) = self.dir_id(dir, handle)? {
             return Ok(id);
         }
-        let id = DirId(crypto::random_array());
-        self.write_dir_file(handle, (dir.ino, parent_of(dir)), id)?;
+        let _alone = self.mending.giving_id.lock();
+        // Somebody else may have been faster.
+        let id = match self.lifted(handle, || self.read_dir_id(handle)) {
+            Err(FsError::Damaged(_)) => {
+                let id = DirId(crypto::random_array());
+                self.write_dir_file(handle, (dir.ino, parent_of(dir)), id)?;
+                id
+            }
+            other => other?,
+        };
         dir.names.lock().dir_id = Some(id);
         Ok(id)
     }

@@ -76,9 +76,15 @@ impl Volume {
     /// Makes sure that the inode has content (or, if only read, at least its backing file) open,
     /// and counts one user of it. `drop_content` is the other half.
     pub(super) fn hold_content(&self, inode: &Arc<Inode>, write: bool) -> FsResult<()> {
-        self.mend_before_opening(inode)?;
+        self.mend_before_opening(inode);
         let _opening = inode.opening.lock();
+        // Whose keys are gone must not be opened; whose could not be given back may get them now.
+        self.unlock_content(inode)?;
         let _others = self.opening_files.read();
+        if std::mem::take(&mut inode.file.lock().shown_wrong) {
+            // The kernel would fill up what it reads to the size it knows: it has to look again.
+            return Err(FsError::Errno(libc::ESTALE));
+        }
         let (content, storage) = {
             let mut file = inode.file.lock();
             if Self::is_open_enough(&file, write) {
@@ -595,6 +601,10 @@ impl Volume {
         let size = self.size_after_crash(&*storage, dir, entry)?;
         let mut file = inode.file.lock();
         file.size_checked = true;
+        if file.shown_wrong {
+            // Emptied meanwhile.
+            return Ok(0);
+        }
         file.true_size = (size != shown).then_some(size);
         Ok(size)
     }

@@ -173,6 +173,7 @@ impl Volume {
 
     /// An object got one name more.
     pub(super) fn linked(&self, arrival: &Arrival<'_>) -> FsResult<()> {
+        self.mending.moved();
         self.attributes_changed(arrival.inode);
         self.firm.step(Step::Named(arrival.inode.ino));
         self.make_arrival_firm(arrival)?;
@@ -183,6 +184,7 @@ impl Volume {
 
     fn arrived(&self, arrival: &Arrival<'_>) {
         self.firm.moved(arrival.inode.ino, arrival.parent.ino);
+        self.mending.moved();
         // The backing's fsync takes a rename along, its fdatasync may not.
         self.attributes_changed(arrival.inode);
         self.firm.step(Step::Named(arrival.inode.ino));

@@ -63,6 +63,8 @@ pub struct FileState {
     pub kernel_mtime: Option<Time>,
     /// The backing length has been compared with the header since an unclean stop.
     pub size_checked: bool,
+    /// It has been emptied since the kernel was told a size.
+    pub shown_wrong: bool,
 }
 
 /// One object the kernel knows.

@@ -380,8 +380,9 @@ fn open_regular(dir: &OwnedFd, entry: &[u8], write: bool) -> FsResult<Option<Loc
     Ok(Some(Located { storage: Arc::new(FileStorage(file)), ino }))
 }
 
-/// Called with the directory, the entry, its attributes, and its path from the root.
-pub(super) type OnEntry<'a> = dyn FnMut(&OwnedFd, &[u8], &Stat, &Path) + 'a;
+/// Called with the directory, the entry, its attributes, and its path from the root. What gives the
+/// entry another name says so.
+pub(super) type OnEntry<'a> = dyn FnMut(&OwnedFd, &mut Vec<u8>, &Stat, &Path) + 'a;
 
 /// Walks over all entries of the backing tree, a directory before what is in it. Holds one descriptor
 /// per level of the tree.
@@ -392,10 +393,10 @@ pub(super) fn walk_all(root: &OwnedFd, visit: &mut OnEntry<'_>) -> FsResult<()> 
         // What cannot be entered is told by whoever wants to read it.
         let Ok(dir) = open_dir_entry(&*parent, &entry) else { continue };
         let dir = Arc::new(dir);
-        for raw in backing::list(&*dir).unwrap_or_default() {
+        for mut raw in backing::list(&*dir).unwrap_or_default() {
             let Ok(st) = backing::stat_at(&*dir, &raw.name) else { continue };
             let below = path.join(OsStr::from_bytes(&raw.name));
-            visit(&dir, &raw.name, &st, &below);
+            visit(&dir, &mut raw.name, &st, &below);
             if FileKind::from_mode(st.st_mode) == Some(FileKind::Directory) {
                 stack.push((dir.clone(), raw.name, below));
             }

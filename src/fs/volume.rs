@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
@@ -21,7 +22,7 @@ use super::files::FileHandle;
 use super::firm::Firm;
 use super::inode::{Inode, InodeTable};
 use super::journal::{self, Recovery, Root};
-use super::leftovers;
+use super::leftovers::{self, Mending};
 use super::lookahead::LookAhead;
 use super::names::{NAME_MAX, NameCodec};
 use super::readdir::DirStream;
@@ -123,6 +124,8 @@ pub struct Volume {
     pub(super) ctx: Arc<VolumeContext>,
     pub(super) vault: Arc<Vault>,
     pub(super) ahead: LookAhead,
+    /// When a key that could not be had was last complained of.
+    pub(super) key_complaint: Mutex<Option<Instant>>,
     pub(super) keyring: Keyring,
     descriptor: Descriptor,
     source: PathBuf,
@@ -152,10 +155,8 @@ pub struct Volume {
     pub(super) stale_modes: Mutex<Vec<Ino>>,
     /// The last read-write mount did not end cleanly: sizes are checked against headers.
     pub(super) unclean: bool,
-    /// Since when what the backing holds is not known to be whole, after an unclean stop.
-    pub(super) clean_until: (i64, u32),
-    /// What an unclean stop left has been put right.
-    pub(super) mended: AtomicBool,
+    /// What an unclean stop left, and what has been put right of it.
+    pub(super) mending: Mending,
     /// Shared by whoever opens a file; alone while one is put right.
     pub(super) opening_files: RwLock<()>,
     /// What is not known to be on disk yet.
@@ -196,6 +197,7 @@ impl Volume {
             ctx: Arc::new(ctx),
             vault,
             ahead: LookAhead::new(),
+            key_complaint: Mutex::default(),
             keyring: unlocked.keyring,
             descriptor,
             source: source.to_path_buf(),
@@ -218,8 +220,7 @@ impl Volume {
             moves: RwLock::default(),
             stale_modes: Mutex::default(),
             unclean: false,
-            clean_until: leftovers::NEVER,
-            mended: AtomicBool::new(false),
+            mending: Mending::default(),
             opening_files: RwLock::default(),
             firm: Arc::default(),
             euid: rustix::process::geteuid().as_raw(),
@@ -425,7 +426,8 @@ impl Volume {
         self.unclean = match st {
             Ok(st) => {
                 let marked = (st.st_mtime, st.st_mtime_nsec as u32);
-                self.clean_until = leftovers::clean_point_of(&self.root, marked);
+                let writable = self.writable();
+                self.mending.begin(&self.root, marked, writable);
                 true
             }
             Err(Errno::NOENT) => false,

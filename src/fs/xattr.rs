@@ -377,7 +377,7 @@ fn set(loc: &Loc, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), Er
     }
 }
 
-fn remove(loc: &Loc, name: &[u8]) -> Result<(), Errno> {
+pub(super) fn remove(loc: &Loc, name: &[u8]) -> Result<(), Errno> {
     match loc {
         Loc::At(dir, entry) => rustix::fs::lremovexattr(entry_path(dir, entry), name),
         Loc::Fd(fd) => rustix::fs::removexattr(backing::proc_path(fd), name),

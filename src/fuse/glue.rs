@@ -102,7 +102,7 @@ impl Glue {
                 }
                 let volume = Arc::clone(&self.volume);
                 self.key_waiters.run(move || {
-                    guarded(op, None, || reply(volume.waiting_for_keys(|| act(&volume))));
+                    guarded(op, None, || reply(volume.waiting_for_keys(opens, || act(&volume))));
                 });
             }
             outcome => {

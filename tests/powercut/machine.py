@@ -179,7 +179,10 @@ class Disk:
         run(*self.KINDS[self.kind][0], self.image)
 
     def save(self, name):
-        run("cp", "--sparse=always", self.image, f"{self.template}.{name}")
+        self.copy_to(f"{self.template}.{name}")
+
+    def copy_to(self, path):
+        run("cp", "--sparse=always", self.image, path)
 
     def has(self, name):
         return os.path.exists(f"{self.template}.{name}")

@@ -136,7 +136,7 @@ class Channel:
 class Rounds:
     def __init__(self, scratch, options):
         self.scratch, self.options = scratch, options
-        self.systems, self.tested = {}, set()
+        self.systems, self.tested, self.cuts = {}, set(), 0
 
     def system(self, name):
         if name not in self.systems:
@@ -225,7 +225,30 @@ class Rounds:
         disk.shutdown(log)
         system.kill()
         disk.umount()
+        if self.options.keep:
+            self.cuts += 1
+            disk.copy_to(f"{self.scratch}/cut.{self.cuts}.img")
         disk.mount()
+
+    def begin_to_keep(self, name):
+        """A round begins: what an earlier one left goes."""
+        self.system(name).drop_logs()
+        for number in range(1, self.cuts + 1):
+            os.unlink(f"{self.scratch}/cut.{number}.img")
+        self.cuts = 0
+
+    def keep(self, name, title, text):
+        """Puts by what shows why a round failed: the disk after each cut and at the end, and what
+        the daemons said."""
+        place = f"{self.options.keep}/{title.replace(' ', '_').replace('#', '')}"
+        os.makedirs(place, exist_ok=True)
+        with open(f"{place}/notes", "w") as f:
+            f.write(text)
+        log = self.system(name).log
+        cuts = [f"{self.scratch}/cut.{number}.img" for number in range(1, self.cuts + 1)]
+        for path in [f"{self.scratch}/disk.img", f"{log}.before", log, *cuts]:
+            if os.path.exists(path):
+                machine.run("cp", "--sparse=always", path, place)
 
     def work(self, function, system, disk, how, seed):
         """Runs a workload in a process that keeps its files open until it is killed."""
@@ -285,10 +308,9 @@ class Rounds:
             return verdict
         try:
             system.umount()
-            complaint = system.verify()
-            if complaint:
-                verdict.complaints += 1
-                verdict.notes.append(complaint)
+            complaints = system.verify()
+            verdict.complaints += bool(complaints)
+            verdict.notes += complaints
             system.mount()
             verdict.add(self.judge(system, things))
             system.umount()
@@ -327,6 +349,7 @@ class Results:
                     self.cells[cell.pop("workload"), cell.pop("system")] = cell
 
     def record(self, system, kind, workload, number, how, verdict, seconds):
+        """Returns whether the round failed."""
         self.rounds += 1
         cell = self.cells.setdefault((workload, system), {"rounds": 0, "unsupported": 0,
                                                           **{c: 0 for c in judge.COLUMNS}})
@@ -338,7 +361,7 @@ class Results:
             print(f"  {title}: {verdict or 'not supported'}"[:400], flush=True)
             if system in ("kmsfs", "raw"):
                 self.failed.append(title)
-            return
+            return isinstance(verdict, Exception)
         for column in judge.COLUMNS:
             cell[column] += getattr(verdict, column)
         bad = verdict.bad(exact=system == "kmsfs")
@@ -351,6 +374,7 @@ class Results:
             if system in ("kmsfs", "raw") or self.options.verbose:
                 for note in verdict.notes[:self.options.notes]:
                     print(f"    | {note[:300]}", flush=True)
+        return bad
 
     def table(self):
         names = sorted({s for _, s in self.cells}, key=list(systems.TABLE).index)
@@ -406,11 +430,15 @@ def run_power(rounds, options, results):
 
 def one_round(rounds, results, name, kind, workload, number, seed):
     started = time.monotonic()
+    rounds.begin_to_keep(name)
     try:
         how, verdict = rounds.power(name, kind, workload, number, seed)
     except (RuntimeError, OSError, subprocess.SubprocessError, systems.CannotMount) as error:
         how, verdict = None, error
-    results.record(name, kind, workload, number, how, verdict, time.monotonic() - started)
+    failed = results.record(name, kind, workload, number, how, verdict, time.monotonic() - started)
+    if failed and rounds.options.keep:
+        notes = verdict.notes if isinstance(verdict, Verdict) else [str(verdict)]
+        rounds.keep(name, f"{name} {kind} {workload} #{number}", "\n".join([str(how), *notes, ""]))
 
 
 def run_kill(rounds, options, results):
@@ -444,9 +472,11 @@ def main():
         "KMSFS_BIN", os.path.normpath(f"{HERE}/../../target/release")))
     parser.add_argument("--json", help="file for the sums; those of earlier runs in it are added to")
     parser.add_argument("--notes", type=int, default=6, help="lines per failed round")
+    parser.add_argument("--keep", help="directory for the disks and logs of rounds that failed")
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args()
     options.bin = os.path.abspath(options.bin)
+    options.keep = options.keep and os.path.abspath(options.keep)
     scratch = machine.inside()
     os.umask(0o022)
     if options.mode == "compare" and options.systems == ["kmsfs"]:

@@ -79,6 +79,7 @@ class System:
         if not self.mount_words:
             machine.run("mount", "--bind", self.src, self.mnt)
             return
+        self.keep_log()
         with open(self.log, "wb") as log:
             self.daemon = subprocess.Popen(self.words(self.mount_words), env=self.env(), stdout=log,
                                            stderr=log, stdin=subprocess.PIPE)
@@ -92,6 +93,17 @@ class System:
             if self.daemon.poll() is not None or time.monotonic() > end:
                 raise CannotMount(f"{self.name} does not mount: {self.log_tail()}")
             time.sleep(0.01)
+
+    def keep_log(self):
+        """What the daemons of a round said, one after another, is in `<log>.before` and the log."""
+        if os.path.exists(self.log):
+            with open(self.log, "rb") as log, open(f"{self.log}.before", "ab") as before:
+                before.write(log.read() + b"----\n")
+
+    def drop_logs(self):
+        for path in (self.log, f"{self.log}.before"):
+            if os.path.exists(path):
+                os.unlink(path)
 
     def log_tail(self):
         try:
@@ -137,8 +149,12 @@ class System:
                 pass
 
     def verify(self):
-        """What the system itself says about the unmounted volume: '' or a complaint."""
+        """What the system itself says about the unmounted volume: its complaints, a line each."""
         if self.name != "kmsfs":
-            return ""
+            return []
         done = machine.run(f"{self.bin}/kmsfsctl", "verify", self.src, env=self.env(), check=False)
-        return "" if done.returncode == 0 else "verify: " + done.stdout.strip()[-500:]
+        if done.returncode == 0:
+            return []
+        # A long name and its backing path fill a line; the reason stands at its end.
+        return [f"verify: {line if len(line) < 220 else f'{line[:60]}…{line[-150:]}'}"
+                for line in done.stdout.splitlines()]

@@ -83,6 +83,18 @@ class Work:
                 return "l" * 120
         return "l" * 240
 
+    def long_target(self):
+        """The longest for a symlink that the system under test takes, or nearly so."""
+        for size in (4000, 3900, 2900, 2000):
+            try:
+                os.symlink(b"t" * size, self.path("probe").encode())
+                os.unlink(self.path("probe"))
+                return b"t" * size
+            except OSError as error:
+                if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL):
+                    raise
+        return b"t" * 1000
+
     def sync(self, fd):
         (os.fsync if self.rng.random() < 0.5 else os.fdatasync)(fd)
 
@@ -445,17 +457,7 @@ def link_into(w):
 
 def symlinks(w):
     w.settle()
-    targets = [b"short", b"x" * 100]
-    for size in (4000, 3900, 2900, 2000):
-        # The longest that the system under test takes.
-        try:
-            os.symlink(b"t" * size, w.path("probe").encode())
-            os.unlink(w.path("probe"))
-            targets.append(b"t" * size)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENAMETOOLONG, errno.EINVAL):
-                raise
+    targets = [b"short", b"x" * 100, w.long_target()]
     os.mkdir(w.path("d"))
     for i, target in enumerate(targets):
         for directory in ("", "d/"):
@@ -494,6 +496,36 @@ def xattrs(w):
     f.later(splice(f.data, 1000, new))
     os.setxattr(w.path("f"), "user.third", b"3")
     w.step()
+
+
+def never_synced(w):
+    """New things of all kinds, none of them synced: nothing was promised, but what is there
+    afterwards must be in nobody's way."""
+    w.settle()
+    long = w.long_name()[1:]
+    for directory in ("", "d", f"d{long}", "e"):
+        if directory:
+            os.mkdir(w.path(directory))
+            w.step()
+            directory += "/"
+        w.volatile(f"{directory}f", w.bytes(w.rng.choice([100, 9000, 40000])))
+        w.volatile(f"{directory}f{long}", w.bytes(w.rng.choice([9000, 40000, 300000])))
+        for name in (f"{directory}s", f"{directory}s{long}"):
+            target = w.long_target()
+            os.symlink(target, w.path(name).encode())
+            w.note(Thing(name[:40], [name], [[target]], kind="link", firm=False))
+            w.step()
+        for path in (f"{directory}f", directory or "."):
+            value = w.bytes(50)
+            try:
+                os.setxattr(w.path(path), "user.new", value)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                continue
+            w.note(Thing(f"{path} user.new", [path], [[value]], kind="xattr", firm=False,
+                         attribute="user.new"))
+            w.step()
 
 
 # ---- closed, then only the daemon dies -----------------------------------------------------------
@@ -616,5 +648,5 @@ def sqlite_killed(w):
 POWER = {f.__name__: f for f in (
     append, overwrite, shrink, grow, rewrite_small, rewrite_large, punch, dsync, msync, growth,
     sequence, new_directories, long_names, save, rename_into, link_into, symlinks, xattrs,
-    sqlite_delete, sqlite_wal)}
+    never_synced, sqlite_delete, sqlite_wal)}
 KILL_ONLY = {f.__name__: f for f in (closed, sqlite_killed)}

@@ -12,7 +12,7 @@ use aws_sdk_kms::config::StalledStreamProtectionConfig;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
-use aws_sdk_kms::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::{Client, Config};
 use parking_lot::Mutex;
@@ -210,8 +210,12 @@ where
     }
 }
 
-fn context<E: std::error::Error>(error: &E) -> String {
-    harmless(&DisplayErrorContext(error).to_string()).chars().take(600).collect()
+/// What each layer of the client says, outermost first.
+fn context(error: &(dyn std::error::Error + 'static)) -> String {
+    let layers = std::iter::successors(Some(error), |error| error.source());
+    let mut said: Vec<String> = layers.map(|error| harmless(&error.to_string())).collect();
+    said.dedup();
+    said.join(": ").chars().take(600).collect()
 }
 
 /// What a stranger sent goes on one line, without control characters.
@@ -220,14 +224,8 @@ fn harmless(text: &str) -> String {
 }
 
 fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut at = Some(error);
-    while let Some(error) = at {
-        if error.is::<CredentialsError>() {
-            return true;
-        }
-        at = error.source();
-    }
-    false
+    let mut layers = std::iter::successors(Some(error), |error| error.source());
+    layers.any(|error| error.is::<CredentialsError>())
 }
 
 /// Only a loopback address may be spoken to without TLS: answers hold plaintext keys.
