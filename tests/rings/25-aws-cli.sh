@@ -38,7 +38,7 @@ stop_servers() {
     local pid
     for pid in "${SERVERS[@]:-}"; do [ -z "$pid" ] || kill "$pid" 2>/dev/null; done
 }
-trap 'stop_servers; ring_cleanup' EXIT
+trap 'status=$?; stop_servers; (exit $status); ring_cleanup' EXIT
 
 start_fake() {
     "$REPO/target/debug/examples/fake-aws" >"$WORK/fake" 2>"$WORK/log/fake" &
@@ -144,9 +144,10 @@ keys() {
     OTHER=$(ask KeyMetadata.Arn create-key)
     [[ $ARN =~ ^arn:aws:kms:us-east-1:[0-9]{12}:key/[0-9a-f-]{36}$ ]] || die "$WHO makes no key: $ARN"
     ID=${ARN##*/}
-    same "a new key by id" "$ARN Enabled AWS_KMS CUSTOMER ENCRYPT_DECRYPT one" \
-        "join(' ', KeyMetadata.[Arn, KeyState, Origin, KeyManager, KeyUsage, Description])" \
-        describe-key --key-id "$ID"
+    same "a new key by id" "$ARN Enabled AWS_KMS CUSTOMER one" \
+        "join(' ', KeyMetadata.[Arn, KeyState, Origin, KeyManager, Description])" describe-key --key-id "$ID"
+    # moto leaves it null. AWS's model: ENCRYPT_DECRYPT if nothing was asked for.
+    ! fake || same "its use" ENCRYPT_DECRYPT KeyMetadata.KeyUsage describe-key --key-id "$ID"
     same "what it can do" SYMMETRIC_DEFAULT 'KeyMetadata.EncryptionAlgorithms[]' describe-key --key-id "$ID"
     same "a key by ARN" "$ID" KeyMetadata.KeyId describe-key --key-id "$ARN"
     # moto leaves MultiRegion null and has hyphens in the ids of multi-Region keys. AWS's model: a
@@ -284,11 +285,12 @@ tags_and_policy() {
 
 rotation() {
     fine "rotation every half year" enable-key-rotation --key-id "$ARN" --rotation-period-in-days 180
-    same "is on" "true 180" "join(' ', [to_string(KeyRotationEnabled), to_string(RotationPeriodInDays)])" \
-        get-key-rotation-status --key-id "$ARN"
+    same "is on" True KeyRotationEnabled get-key-rotation-status --key-id "$ARN"
+    # moto ignores the period. AWS's model: 90 to 2560 days, and the answer names it.
+    ! fake || same "every half year" 180 RotationPeriodInDays get-key-rotation-status --key-id "$ARN"
     fine "off" disable-key-rotation --key-id "$ARN"
     same "is off" False KeyRotationEnabled get-key-rotation-status --key-id "$ARN"
-    error "too rarely" ValidationException enable-key-rotation --key-id "$ARN" --rotation-period-in-days 2561
+    ! fake || error "too rarely" ValidationException enable-key-rotation --key-id "$ARN" --rotation-period-in-days 2561
     fine "at once" rotate-key-on-demand --key-id "$ARN"
     same "is listed" ON_DEMAND 'Rotations[].RotationType' list-key-rotations --key-id "$ARN"
     opens "old ciphertexts open still" plain cipher --encryption-context "$RIGHT"
@@ -415,8 +417,9 @@ faults() {
     AWS_MAX_ATTEMPTS=2 fine "an answer lost, tried twice" "${call[@]}"
     control '{"fault": {"effect": "reset", "times": 1}}' >/dev/null
     AWS_MAX_ATTEMPTS=2 fine "a connection reset, tried twice" "${call[@]}"
-    control '{"refuse_ms": 300}' >/dev/null
-    AWS_MAX_ATTEMPTS=5 fine "nobody there, tried again" "${call[@]}"
+    # Longer than the client takes to start.
+    control '{"refuse_ms": 2000}' >/dev/null
+    AWS_MAX_ATTEMPTS=8 fine "nobody there, tried again" "${call[@]}"
     control '{"fault": {"effect": "unavailable", "times": 1}}' >/dev/null
     error "unavailable" ServiceUnavailableException "${call[@]}"
     is "what was counted" "$(curl -sf "$URL/_control" | python3 -c 'import json, sys

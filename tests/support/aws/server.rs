@@ -170,14 +170,10 @@ fn converse(shared: &Arc<Shared>, stream: &TcpStream) -> io::Result<bool> {
         } else {
             shared.world.lock().counters.enter();
             let reply = service::serve(shared, &request);
-            let sent = match &reply {
-                Reply::Answer(response) => response.write(&mut both, last),
-                Reply::Close | Reply::Reset => Ok(()),
-            };
+            // Before the answer: whoever has it must not be counted beside his next call.
             shared.world.lock().counters.leave();
-            sent?;
             match reply {
-                Reply::Answer(_) => {}
+                Reply::Answer(response) => response.write(&mut both, last)?,
                 Reply::Close => return Ok(false),
                 Reply::Reset => {
                     // Closing with nothing to wait for sends a reset.
