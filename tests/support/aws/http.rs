@@ -82,6 +82,9 @@ impl Response {
     /// Reads an answer.
     pub fn read(stream: &mut impl BufRead) -> io::Result<Response> {
         let first = line(stream)?;
+        if first.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let status = first.split(' ').nth(1).and_then(|word| word.parse().ok());
         let status = status.ok_or_else(|| bad("status line"))?;
         let headers = headers(stream)?;

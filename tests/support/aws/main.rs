@@ -46,7 +46,8 @@ key store     {store}
 
 In another terminal:
 
-    export AWS_ACCESS_KEY_ID={ACCESS_KEY} AWS_SECRET_ACCESS_KEY={SECRET_KEY} AWS_REGION={region}
+    export AWS_ACCESS_KEY_ID={ACCESS_KEY} AWS_SECRET_ACCESS_KEY={SECRET_KEY}
+    export AWS_REGION={region} AWS_DEFAULT_REGION={region}
     export AWS_ENDPOINT_URL={endpoint}
     unset AWS_SESSION_TOKEN AWS_PROFILE
     aws kms generate-data-key --key-id {key} --key-spec AES_256

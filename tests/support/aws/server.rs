@@ -72,9 +72,12 @@ impl Shared {
                 }
                 thread::spawn(move || {
                     // A caller who breaks off is no fault of ours.
-                    let _ = converse(&shared, &stream);
-                    let _ = stream.shutdown(Shutdown::Both);
+                    let reset = converse(&shared, &stream).unwrap_or(false);
                     shared.streams.lock().remove(&number);
+                    // An orderly end would keep the reset from being sent.
+                    if !reset {
+                        let _ = stream.shutdown(Shutdown::Both);
+                    }
                 });
             }
         });
@@ -152,7 +155,8 @@ impl Write for Both<'_> {
     }
 }
 
-fn converse(shared: &Arc<Shared>, stream: &TcpStream) -> io::Result<()> {
+/// Answers until one side has enough; whether the connection is to be reset.
+fn converse(shared: &Arc<Shared>, stream: &TcpStream) -> io::Result<bool> {
     stream.set_nodelay(true)?;
     let mut both = Both(BufReader::new(stream));
     while let Some(request) = Request::read(&mut both)? {
@@ -166,30 +170,23 @@ fn converse(shared: &Arc<Shared>, stream: &TcpStream) -> io::Result<()> {
         } else {
             shared.world.lock().counters.enter();
             let reply = service::serve(shared, &request);
-            let sent = send(stream, &mut both, reply, last);
+            // Before the answer: whoever has it must not be counted beside his next call.
             shared.world.lock().counters.leave();
-            if !sent? {
-                return Ok(());
+            match reply {
+                Reply::Answer(response) => response.write(&mut both, last)?,
+                Reply::Close => return Ok(false),
+                Reply::Reset => {
+                    // Closing with nothing to wait for sends a reset.
+                    rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
+                    return Ok(true);
+                }
             }
         }
         if last {
-            return Ok(());
+            return Ok(false);
         }
     }
-    Ok(())
-}
-
-/// Sends what there is to send; whether the connection goes on.
-fn send(stream: &TcpStream, both: &mut Both, reply: Reply, last: bool) -> io::Result<bool> {
-    match reply {
-        Reply::Answer(response) => response.write(both, last).map(|()| true),
-        Reply::Close => Ok(false),
-        Reply::Reset => {
-            // Closing with nothing to wait for sends a reset.
-            rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))?;
-            Ok(false)
-        }
-    }
+    Ok(false)
 }
 
 /// Refuses connections for a while.

@@ -72,8 +72,8 @@ pub fn connect(world: &mut World, call: &Call) -> Outcome {
         return Err(Fault::client("CloudHsmClusterInvalidConfigurationException", message));
     }
     if store.connection == Connection::Disconnected {
-        store.error = store.next_error.clone();
-        let end = if store.error.is_some() { Connection::Failed } else { Connection::Connected };
+        let fails = store.next_error.is_some();
+        let end = if fails { Connection::Failed } else { Connection::Connected };
         go(store, Connection::Connecting, end, Instant::now() + time);
     }
     Ok(json!({}))
@@ -93,6 +93,7 @@ pub fn disconnect(world: &mut World, call: &Call) -> Outcome {
 
 fn go(store: &mut Store, through: Connection, end: Connection, when: Instant) {
     store.connection = through;
+    store.error = None;
     store.moving = Some((end, when));
     store.settle();
 }

@@ -184,8 +184,8 @@ impl Store {
         if Instant::now() >= when {
             self.moving = None;
             self.connection = to;
-            if to != Connection::Failed {
-                self.error = None;
+            if to == Connection::Failed {
+                self.error = self.next_error.clone();
             }
         }
     }
