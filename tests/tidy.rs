@@ -16,7 +16,11 @@ const LAYERS: [(&str, &[&str]); 8] = [
 ];
 
 /// Crates that only one top-level module may name.
-const OWNED_CRATES: [(&str, &str); 14] = [
+const OWNED_CRATES: [(&str, &str); 18] = [
+    ("aws_config", "keys"),
+    ("aws_credential_types", "keys"),
+    ("aws_sdk_kms", "keys"),
+    ("tokio", "keys"),
     ("fuser", "fuse"),
     ("clap", "cli"),
     ("anyhow", "cli"),

@@ -11,7 +11,7 @@ mod connection;
 mod rate;
 
 pub use arn::KeyArn;
-pub use connection::{Route, check_endpoint};
+pub use connection::{Endpoint, Route};
 
 use super::clock::{Clock, boot_clock};
 use super::{CallFacts, KeyError, KeyProvider, ProviderReport, WrapContext};

@@ -3,6 +3,7 @@
 #[path = "../support/aws/fake.rs"]
 mod aws;
 mod bed;
+mod credentials;
 mod economy;
 mod headers;
 mod outage;
