@@ -353,3 +353,6 @@ impl KeyProvider for AwsKms {
         Some(ProviderReport { key: self.describe(), breaker_open, calls: self.facts() })
     }
 }
+
+#[cfg(test)]
+mod tests;

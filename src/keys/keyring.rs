@@ -14,13 +14,16 @@ use crate::crypto::wrap::Purpose;
 use crate::crypto::{DataKey, Secret, VolumeKey, fingerprint, random_array};
 use crate::format::header::{KeySlot, Recipient};
 use crate::format::{DataKeyId, VolumeId};
+use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Data keys kept unwrapped: half a megabyte of locked memory.
-const CACHED_KEYS: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+const CACHED_KEYS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16 * 1024 - 1);
+/// Data keys whose new copies a sweep remembers.
+const REWRAPPED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Data keys made ahead when a KMS makes them.
 const AHEAD: usize = 1;
 
@@ -86,6 +89,8 @@ struct Shared {
     volume_keys: Vec<Recipient>,
     cache: Cache,
     supply: Supply,
+    /// New copies by the name of the old ones.
+    rewrapped: Mutex<LruCache<CacheKey, Vec<Recipient>>>,
     now: Clock,
     grace: Duration,
     /// When a KMS last answered.
@@ -142,6 +147,7 @@ impl Keyring {
             volume_keys,
             cache,
             supply,
+            rewrapped: Mutex::new(LruCache::sparse(REWRAPPED)),
             contact: Mutex::new(now()),
             now,
             grace: lifetimes.grace,
@@ -240,6 +246,11 @@ impl Keyring {
         if same_number && slot.recipients.iter().zip(wanted).all(|(c, m)| is_for(c, m)) {
             return Ok(None);
         }
+        // Files that share a data key share the copies, too.
+        let (name, _) = self.0.named(slot)?;
+        if let Some(recipients) = self.0.rewrapped.lock().get(&name).cloned() {
+            return Ok(Some(KeySlot { recipients, ..slot.clone() }));
+        }
         let key = self.data_key(slot)?;
         let context = self.0.context(slot.data_key_id);
         let copy_for =
@@ -247,7 +258,8 @@ impl Keyring {
                 Some(copy) => Ok(copy.clone()),
                 None => self.0.wrap_for(wanted, &context, &key.0),
             };
-        let recipients = wanted.iter().map(copy_for).collect::<Result<_, _>>()?;
+        let recipients = wanted.iter().map(copy_for).collect::<Result<Vec<_>, _>>()?;
+        self.0.rewrapped.lock().put(name, recipients.clone());
         Ok(Some(KeySlot { recipients, ..slot.clone() }))
     }
 

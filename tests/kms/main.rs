@@ -5,6 +5,7 @@ mod aws;
 mod bed;
 mod credentials;
 mod economy;
+mod figures;
 mod headers;
 mod outage;
 mod recipients;

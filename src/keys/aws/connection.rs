@@ -95,6 +95,14 @@ impl Connection {
         Self { region: region.to_owned(), route, live: Mutex::default() }
     }
 
+    /// Calls a client of the caller's.
+    #[cfg(test)]
+    pub fn to(client: Client) -> io::Result<Self> {
+        let runtime = runtime()?;
+        let live = Mutex::new(Some(Live { client, runtime }));
+        Ok(Self { region: "us-east-1".into(), route: Route::default(), live })
+    }
+
     /// Sends a request and waits for its answer, `limit` at most.
     pub fn run<T, F>(
         &self,
@@ -145,13 +153,7 @@ impl Drop for Connection {
 
 impl Live {
     fn start(region: &str, route: &Route) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(WORKERS)
-            .max_blocking_threads(WORKERS)
-            .thread_name("kmsfs-kms")
-            .on_thread_start(sys::wipe_what_this_thread_frees)
-            .enable_all()
-            .build()?;
+        let runtime = runtime()?;
         let (region, route) = (region.to_owned(), route.clone());
         let config = runtime.block_on(runtime.spawn(async move {
             let shared = settings(&region, &route).await;
@@ -167,6 +169,17 @@ impl Live {
         runtime.spawn(async move { drop(client) });
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
+}
+
+/// Threads that wipe what they free.
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(WORKERS)
+        .thread_name("kmsfs-kms")
+        .on_thread_start(sys::wipe_what_this_thread_frees)
+        .enable_all()
+        .build()
 }
 
 /// Credentials and options as every AWS program finds them. Retries are ours: a caller has a
