@@ -370,7 +370,8 @@ impl Shared {
             name,
             || !self.silence().1,
             || self.unwrap_first(&context, &copies).map(|key| Arc::new(DataKey(key))),
-        )?;
+        );
+        let key = self.heard(key)?;
         // Closed meanwhile: those who closed it do not know of this one.
         self.is_open()?;
         Ok(key)
@@ -431,12 +432,18 @@ impl Shared {
         Err(KeyError::Unavailable(format!("no recipient can open the key: {}", all.join("; "))))
     }
 
-    /// Remembers that a KMS answered; one that says no is heard by whoever watches.
+    /// Remembers that a KMS answered.
     fn noted<T>(&self, member: &Member, answer: Result<T, KeyError>) -> Result<T, KeyError> {
-        match &answer {
-            Ok(_) if member.is_remote() => *self.contact.lock() = (self.now)(),
-            Err(KeyError::Revoked(_) | KeyError::Denied(_)) => self.raise_alarm(),
-            _ => {}
+        if answer.is_ok() && member.is_remote() {
+            *self.contact.lock() = (self.now)();
+        }
+        answer
+    }
+
+    /// Lets whoever watches know of a no.
+    fn heard<T>(&self, answer: Result<T, KeyError>) -> Result<T, KeyError> {
+        if let Err(KeyError::Revoked(_) | KeyError::Denied(_)) = answer {
+            self.raise_alarm();
         }
         answer
     }
@@ -474,7 +481,7 @@ impl Shared {
         key: &Secret<32>,
     ) -> Result<Recipient, KeyError> {
         let (member, provider) = self.provider(recipient)?;
-        self.noted(member, provider.wrap(context, key))
+        self.heard(self.noted(member, provider.wrap(context, key)))
     }
 
     fn can_create(&self) -> Result<(), KeyError> {
@@ -492,7 +499,7 @@ impl Shared {
             KeyError::NotOurs("the volume has no recipient to wrap keys for".into())
         })?;
         let (member, provider) = self.provider(maker)?;
-        let (key, made) = self.noted(member, provider.generate(&context))?;
+        let (key, made) = self.heard(self.noted(member, provider.generate(&context)))?;
         let copy_for = |recipient: &Recipient| match same_key(recipient, maker) {
             true => Ok(made.clone()),
             false => self.wrap_for(recipient, &context, &key),

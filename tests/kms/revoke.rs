@@ -38,6 +38,11 @@ fn is_locked_with_everything(bed: &Bed, open: &mut File) {
     assert_eq!(errno(File::create(bed.at("new"))), libc::EKEYREVOKED);
     assert_eq!(errno(fs::rename(bed.at("a-00001"), bed.at("b"))), libc::EKEYREVOKED);
     assert_eq!(errno(fs::metadata(bed.at("never-seen"))), libc::EKEYREVOKED);
+    assert_eq!(
+        errno(fs::read_dir(bed.point()).and_then(|entries| entries.collect::<Result<Vec<_>, _>>())),
+        libc::EKEYREVOKED,
+        "an empty listing would be a lie"
+    );
     assert_eq!(bed.keys()["cached_keys"], 0);
 }
 
@@ -49,6 +54,9 @@ fn revoked(off: impl Fn(&Bed), on: impl Fn(&Bed), said: &str) {
     // One interval, one second thought, the flush: with a busy machine's slack.
     assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
     is_locked_with_everything(&bed, &mut open);
+    bed.fake.reset_counters();
+    std::thread::sleep(Duration::from_millis(2500));
+    assert!(bed.fake.calls_total() <= 4, "{} calls in vain", bed.fake.calls_total());
     let log = bed.log();
     assert!(log.contains("revoked") && log.contains(&bed.key) && log.contains("request "), "{log}");
     assert!(log.contains(said), "{said}: {log}");
