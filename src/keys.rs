@@ -14,6 +14,7 @@ pub mod keyfile;
 pub mod keyring;
 pub mod local;
 mod master;
+mod rewraps;
 mod supply;
 pub mod unlock;
 pub mod wait;

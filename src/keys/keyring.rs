@@ -7,6 +7,7 @@
 
 use super::cache::{Cache, CacheFacts, CacheKey};
 use super::clock::{Clock, boot_clock};
+use super::rewraps::Rewraps;
 use super::supply::{Supply, SupplyFacts};
 use super::wait::{self, Grant, Need};
 use super::{KeyError, KeyProvider, ProviderReport, WrapContext, describe_recipient, same_key};
@@ -14,7 +15,6 @@ use crate::crypto::wrap::Purpose;
 use crate::crypto::{DataKey, Secret, VolumeKey, fingerprint, random_array};
 use crate::format::header::{KeySlot, Recipient};
 use crate::format::{DataKeyId, VolumeId};
-use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -22,8 +22,6 @@ use std::time::Duration;
 
 /// Data keys kept unwrapped: half a megabyte of locked memory.
 const CACHED_KEYS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16 * 1024 - 1);
-/// Data keys whose new copies a sweep remembers.
-const REWRAPPED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Data keys made ahead when a KMS makes them.
 const AHEAD: usize = 1;
 
@@ -89,8 +87,7 @@ struct Shared {
     volume_keys: Vec<Recipient>,
     cache: Cache,
     supply: Supply,
-    /// New copies by the name of the old ones.
-    rewrapped: Mutex<LruCache<CacheKey, Vec<Recipient>>>,
+    rewraps: Rewraps,
     now: Clock,
     grace: Duration,
     /// When a KMS last answered.
@@ -147,7 +144,7 @@ impl Keyring {
             volume_keys,
             cache,
             supply,
-            rewrapped: Mutex::new(LruCache::sparse(REWRAPPED)),
+            rewraps: Rewraps::new(),
             contact: Mutex::new(now()),
             now,
             grace: lifetimes.grace,
@@ -236,7 +233,8 @@ impl Keyring {
     }
 
     /// The same data key wrapped for exactly the volume's present recipients (for `key
-    /// add|remove`). `None` when the slot already is. Copies that are right already are kept.
+    /// add|remove`). `None` when the slot already is. Copies that are right already are kept, and
+    /// slots that share a data key get the same new ones.
     pub fn rewrap(&self, slot: &KeySlot) -> Result<Option<KeySlot>, KeyError> {
         let is_for = |copy: &Recipient, wanted: &Recipient| {
             same_key(copy, wanted) && copy.epoch == wanted.epoch
@@ -246,21 +244,24 @@ impl Keyring {
         if same_number && slot.recipients.iter().zip(wanted).all(|(c, m)| is_for(c, m)) {
             return Ok(None);
         }
-        // Files that share a data key share the copies, too.
-        let (name, _) = self.0.named(slot)?;
-        if let Some(recipients) = self.0.rewrapped.lock().get(&name).cloned() {
-            return Ok(Some(KeySlot { recipients, ..slot.clone() }));
-        }
-        let key = self.data_key(slot)?;
         let context = self.0.context(slot.data_key_id);
-        let copy_for =
-            |wanted: &Recipient| match slot.recipients.iter().find(|copy| is_for(copy, wanted)) {
-                Some(copy) => Ok(copy.clone()),
-                None => self.0.wrap_for(wanted, &context, &key.0),
-            };
-        let recipients = wanted.iter().map(copy_for).collect::<Result<Vec<_>, _>>()?;
-        self.0.rewrapped.lock().put(name, recipients.clone());
+        let make = || {
+            let key = self.data_key(slot)?;
+            let copy_for =
+                |wanted: &Recipient| match slot.recipients.iter().find(|copy| is_for(copy, wanted))
+                {
+                    Some(copy) => Ok(copy.clone()),
+                    None => self.0.wrap_for(wanted, &context, &key.0),
+                };
+            wanted.iter().map(copy_for).collect()
+        };
+        let recipients = self.0.rewraps.get_or_make(&context, &slot.recipients, make)?;
         Ok(Some(KeySlot { recipients, ..slot.clone() }))
+    }
+
+    /// Is there a KMS among those that are asked?
+    pub fn asks_kms(&self) -> bool {
+        self.0.any_remote()
     }
 
     /// Can new files be given keys? `Err` says which recipient is missing.

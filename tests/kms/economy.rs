@@ -166,3 +166,30 @@ fn an_export_and_a_verification_do_not_wait_for_each_key_in_turn() {
     }
     assert_eq!(fs::read_dir(out).unwrap().count(), FILES);
 }
+
+#[test]
+fn a_second_recipient_costs_one_unwrap_and_one_wrap_for_each_data_key() {
+    const FILES: usize = 600;
+    for (files_per_key, least, most) in [("1", 600, 600), ("256", 3, 5)] {
+        let mut bed = Bed::with(&["--files-per-data-key", files_per_key]);
+        bed.mount("");
+        bed.make_files("a", FILES);
+        bed.unmount();
+        let second = bed.fake.create_key(super::aws::Origin::Kms);
+        bed.fake.set_latency(std::time::Duration::from_millis(5));
+        bed.fake.reset_counters();
+        let arguments = [&format!("aws-kms:{second}"), "--kms-rate", "100000"];
+        let out = said(bed.ctl("key add", &arguments));
+        assert!(out.contains("600 of 600 file headers rewritten"), "{out}");
+        // Those of the volume key besides: it is opened, wrapped, and opened again for the sweep.
+        let (unwraps, wraps) = (bed.fake.calls("Decrypt"), bed.fake.calls("Encrypt"));
+        assert_eq!(bed.fake.calls_total(), unwraps + wraps);
+        assert_eq!(bed.fake.bad_contexts(), 0);
+        assert!((least + 1..=most + 1).contains(&wraps), "{wraps} wraps");
+        assert!((least + 1..=most + 2).contains(&unwraps), "{unwraps} unwraps");
+        if files_per_key == "1" {
+            // Many headers at a time.
+            assert!(bed.fake.max_in_flight() >= 8, "{} at once", bed.fake.max_in_flight());
+        }
+    }
+}

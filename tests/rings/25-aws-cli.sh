@@ -1,7 +1,8 @@
 #!/bin/bash
 # The fake AWS that the tests use, judged by two others: AWS's own client drives it, and the same
 # assertions run against moto, an emulator written by other people. Where the two emulators answer
-# differently, the comment says which one is right and why.
+# differently, the comment says which one is right and why. Then both judge kmsfs: its own client has
+# to get along with them, and AWS's client must open what kmsfs has wrapped.
 #
 # ENDPOINTS="fake" or "moto" runs one half.
 FS=aws-cli BACKING="the fake and moto"
@@ -23,8 +24,12 @@ need_venv() {
         >"$WORK/log/pip" 2>&1 || { tail -5 "$WORK/log/pip" >&2; die "cannot install $PACKAGES"; }
     echo "$PACKAGES" >"$VENV/packages"
 }
-need curl:curl
+need curl:curl fusermount3:fuse3
 need_venv
+for b in kmsfs kmsfsctl; do
+    [ -x "$KMSFS_BIN/$b" ] || die "$KMSFS_BIN/$b is missing: build it, or set KMSFS_BIN"
+    cp "$KMSFS_BIN/$b" "$WORK/bin/"
+done
 (cd "$REPO" && cargo build -q --locked --example fake-aws) || die "cannot build the fake"
 
 # Nothing of whoever runs this: no profile, no other credentials, no instance metadata.
@@ -432,6 +437,46 @@ print({k: v["calls"] for k, v in json.load(sys.stdin)["counters"]["operations"][
     control '{"strict_context": false}' >/dev/null
 }
 
+# The tests of kmsfs's own client (tests/kms_moto.rs); that they ran is counted, not believed.
+our_client() {
+    local log=$WORK/log/our_client.$WHO tests ran
+    tests=$(grep -c '^#\[ignore' "$REPO/tests/kms_moto.rs")
+    (cd "$REPO" && KMSFS_TEST_KMS=$URL timeout -k 10 900 cargo test -q --locked --test kms_moto \
+        -- --ignored --test-threads 1) >"$log" 2>&1
+    ran=$(awk '/^test result: ok/ { n += $4 } END { print n + 0 }' "$log")
+    is "tests of our client" "$ran" "$tests"
+    [ "$ran" = "$tests" ] || tail -30 "$log" | sed 's/^/    | /' >&2
+}
+
+# What kmsfs has wrapped, AWS's client opens, with the encryption context that the manual names only.
+our_volume() {
+    local src=$WORK/$WHO.src mnt=$WORK/$WHO.mnt file facts volume id key pair
+    mkdir "$mnt"
+    check "$WHO: a volume" "$WORK/bin/kmsfsctl" init "$src" --key "aws-kms:$ARN" --kms-endpoint "$URL"
+    check "$WHO: a mount" "$WORK/bin/kmsfs" "$src" "$mnt" -o "kms-endpoint=$URL"
+    check "$WHO: a file" cp "$RING_DIR/lib.sh" "$mnt/file"
+    check "$WHO: unmounted" "$WORK/bin/kmsfsctl" umount "$mnt"
+    file=$(find "$src" -maxdepth 1 -type f ! -name 'kmsfs.*')
+    facts=$(python3 "$RING_DIR/wrapped.py" "$file" "$WORK/ours") || not_ok "$WHO: no wrapped key"
+    read -r volume id key <<<"$facts"
+    is "what it is wrapped by" "$key" "$ARN"
+    is "whose it is" "$("$WORK/bin/kmsfsctl" info --json "$src" | python3 -c \
+        'import json, sys; print(json.load(sys.stdin)["volume_id"])')" "$volume"
+    local open=(decrypt --ciphertext-blob "fileb://$WORK/ours")
+    local right=("kmsfs:volume=$volume" kmsfs:purpose=data "kmsfs:data-key=$id")
+    local context
+    context=$(IFS=,; echo "${right[*]}")
+    same "the key it names" "$ARN" KeyId "${open[@]}" --encryption-context "$context"
+    blob key Plaintext "${open[@]}" --encryption-context "$context"
+    is "a key of 256 bits" "$(size key)" 32
+    error "without a context" InvalidCiphertextException "${open[@]}"
+    for pair in "$volume/${volume//[0-9]/a}" purpose=data/purpose=volume "$id/${id//[0-9]/a}" "kmsfs:/other:" \
+        ",kmsfs:data-key=$id/" "$id/$id,more=1"; do
+        error "with $pair" InvalidCiphertextException "${open[@]}" \
+            --encryption-context "${context//${pair%%/*}/${pair#*/}}"
+    done
+}
+
 for WHO in $ENDPOINTS; do
     "start_$WHO"
     keys
@@ -442,6 +487,8 @@ for WHO in $ENDPOINTS; do
     rotation
     states
     caller
+    our_volume
+    our_client
     if fake; then
         stores
         signatures

@@ -12,6 +12,7 @@ struct Counting {
     inner: LocalMaster,
     name: Recipient,
     unwraps: AtomicU32,
+    wraps: AtomicU32,
     failure: Option<KeyError>,
     remote: bool,
 }
@@ -27,6 +28,7 @@ impl KeyProvider for Counting {
         describe_recipient(&self.name)
     }
     fn wrap(&self, context: &WrapContext, key: &Secret<32>) -> Result<Recipient, KeyError> {
+        self.wraps.fetch_add(1, Ordering::SeqCst);
         let wrapped = self.inner.wrap(context, key)?.wrapped;
         Ok(Recipient { wrapped, ..self.name.clone() })
     }
@@ -50,6 +52,7 @@ fn counting(arn: &str, secret: u8, failure: Option<KeyError>) -> Arc<Counting> {
             wrapped: vec![],
         },
         unwraps: AtomicU32::new(0),
+        wraps: AtomicU32::new(0),
         failure,
         remote: false,
     })
@@ -198,6 +201,20 @@ fn rewrap_follows_the_recipients_and_keeps_the_key() {
     assert_eq!(alone.data_key(&new).expect("its copy").0.expose(), key.0.expose());
     let shrunk = alone.rewrap(&new).expect("rewrapped").expect("changed");
     assert_eq!(shrunk.recipients, new.recipients[1..]);
+}
+
+#[test]
+fn rewrap_wraps_a_shared_key_once() {
+    let (a, b) = (counting("a", 1, None), counting("b", 2, None));
+    let (_, slot) = slot_for(&[("a", 1)]);
+    let both = ring(vec![member(a.clone()), member(b.clone())]);
+    let mut other = slot.clone();
+    other.commitment = [9; 32];
+    let one = both.rewrap(&slot).expect("rewrapped").expect("changed");
+    let two = both.rewrap(&other).expect("rewrapped").expect("changed");
+    assert_eq!((&one.recipients, two.commitment), (&two.recipients, [9; 32]));
+    let [unwraps, wraps] = [&a.unwraps, &b.wraps].map(|count| count.load(Ordering::SeqCst));
+    assert_eq!((unwraps, wraps), (1, 1));
 }
 
 #[test]
