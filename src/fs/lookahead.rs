@@ -144,7 +144,7 @@ impl Volume {
     }
 
     /// The regular files of a directory as listings show them, and the same by name.
-    fn files_in_order(&self, dir: &Arc<Inode>) -> FsResult<[Vec<(Ino, Box<[u8]>)>; 2]> {
+    fn files_in_order(&self, dir: &Arc<Inode>) -> FsResult<[Vec<Named>; 2]> {
         let handle = self.dir_handle(dir)?;
         let id = self.dir_id(dir, &handle)?;
         let codec = self.codec()?;

@@ -62,7 +62,15 @@ impl Examination<'_> {
             "volume {id}, generation {}, up to {} new files share a data key",
             params.generation, params.files_per_data_key
         );
-        self.add(Finding::new(Level::Ok, Area::Volume, "descriptor", facts));
+        let is_kms = |r: &&Recipient| r.kind == RecipientKind::AwsKms;
+        let keys = self.descriptor.allowed.iter().filter(is_kms);
+        let pins: String =
+            keys.map(|key| format!(",expect-key={}", describe_recipient(key))).collect();
+        let advice = format!(
+            "pin its mounts: -o expect-volume={id}{pins},expect-generation={}",
+            params.generation
+        );
+        self.add(Finding::new(Level::Ok, Area::Volume, "descriptor", facts).advise(advice));
         if let Some(feature) = self.descriptor.read_only_reason() {
             let text = format!("this kmsfs does not know feature {feature}: read-only mounts only");
             let advice = "use the kmsfs that made this volume, or a newer one";
