@@ -9,6 +9,8 @@ pub mod exit;
 pub mod mount;
 
 mod cat;
+mod doctor;
+mod estimate;
 mod export;
 mod info;
 mod init;

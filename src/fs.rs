@@ -6,6 +6,7 @@
 pub mod attr;
 mod attrs;
 pub mod backing;
+pub mod census;
 mod create;
 pub mod custody;
 mod dirs;

@@ -10,6 +10,8 @@ pub mod aws;
 pub mod cache;
 pub mod clock;
 pub mod edit;
+pub mod examine;
+pub mod finding;
 pub mod keyfile;
 pub mod keyring;
 pub mod local;

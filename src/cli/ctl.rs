@@ -9,6 +9,8 @@ use crate::crypto::BACKEND;
 use crate::sys;
 
 use super::cat::CatArgs;
+use super::doctor::DoctorArgs;
+use super::estimate::EstimateArgs;
 use super::exit;
 use super::export::ExportArgs;
 use super::info::InfoArgs;
@@ -17,7 +19,7 @@ use super::key::KeyArgs;
 use super::mounted::{StatusArgs, SyncArgs, UmountArgs};
 use super::recover::RecoverArgs;
 use super::verify::VerifyArgs;
-use super::{cat, export, info, init, key, mounted, recover, verify};
+use super::{cat, doctor, estimate, export, info, init, key, mounted, recover, verify};
 
 /// Make, inspect and look after kmsfs volumes; `kmsfs` mounts them
 #[derive(Parser)]
@@ -39,6 +41,8 @@ enum Command {
     Cat(CatArgs),
     Export(ExportArgs),
     Key(KeyArgs),
+    Doctor(DoctorArgs),
+    Estimate(EstimateArgs),
 }
 
 /// The version, and which library encrypts content.
@@ -69,6 +73,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cat(args) => cat::run(args),
         Command::Export(args) => export::run(args),
         Command::Key(args) => key::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Estimate(args) => estimate::run(args),
     }
 }
 

@@ -190,7 +190,7 @@ fn run(arguments: Arguments, words: Words, inherited: &[i32]) -> i32 {
     let config = Config {
         source: source.clone(),
         mountpoint,
-        options: words.mount.clone(),
+        options: words.mount,
         foreground: arguments.foreground,
         aead: BACKEND,
         probe: words.probe.0,

@@ -52,7 +52,8 @@ pub fn open_file(dir: impl AsFd, entry: &[u8], write: bool) -> FsResult<File> {
     }
 }
 
-fn open_plain(dir: impl AsFd, entry: &[u8], write: bool) -> Result<File, Errno> {
+/// Opens a regular file as its mode allows.
+pub fn open_plain(dir: impl AsFd, entry: &[u8], write: bool) -> Result<File, Errno> {
     let dir = dir.as_fd();
     let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
     // NONBLOCK: should somebody have put a FIFO here, open must not wait for its writer.

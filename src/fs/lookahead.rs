@@ -36,6 +36,9 @@ const IDLE: Duration = Duration::from_millis(500);
 /// How long it waits for room in the rate.
 const NO_ROOM: Duration = Duration::from_millis(2);
 
+/// A file and its entry.
+type Named = (Ino, Box<[u8]>);
+
 /// The followed directories.
 pub(super) struct LookAhead(Mutex<LruCache<Ino, Arc<Trail>>>);
 
@@ -57,7 +60,7 @@ struct Steps {
 
 /// Files in the order they are being opened.
 struct Run {
-    files: Vec<(Ino, Box<[u8]>)>,
+    files: Vec<Named>,
     places: HashMap<Ino, usize>,
     /// Behind the last one opened.
     reached: usize,
@@ -78,7 +81,7 @@ impl LookAhead {
 
 impl Run {
     /// A run in which `second` is opened soon after `first`.
-    fn find(files: Vec<(Ino, Box<[u8]>)>, first: Ino, second: Ino) -> Option<Self> {
+    fn find(files: Vec<Named>, first: Ino, second: Ino) -> Option<Self> {
         let places: HashMap<Ino, usize> =
             files.iter().enumerate().map(|(place, (ino, _))| (*ino, place)).collect();
         let (from, to) = (*places.get(&first)?, *places.get(&second)?);
@@ -144,7 +147,7 @@ impl Volume {
     }
 
     /// The regular files of a directory as listings show them, and the same by name.
-    fn files_in_order(&self, dir: &Arc<Inode>) -> FsResult<[Vec<(Ino, Box<[u8]>)>; 2]> {
+    fn files_in_order(&self, dir: &Arc<Inode>) -> FsResult<[Vec<Named>; 2]> {
         let handle = self.dir_handle(dir)?;
         let id = self.dir_id(dir, &handle)?;
         let codec = self.codec()?;
@@ -251,7 +254,7 @@ fn next(trail: &Trail) -> Option<Box<[u8]>> {
 mod tests {
     use super::*;
 
-    fn files(inos: impl IntoIterator<Item = Ino>) -> Vec<(Ino, Box<[u8]>)> {
+    fn files(inos: impl IntoIterator<Item = Ino>) -> Vec<Named> {
         inos.into_iter().map(|ino| (ino, ino.to_string().into_bytes().into())).collect()
     }
 

@@ -10,6 +10,7 @@ mod helper;
 pub mod table;
 
 pub use check::{MountPoint, prepare};
+pub use helper::find as find_helper;
 
 use crate::fs::volume::{Atime, exit};
 use rustix::io::Errno;

@@ -8,10 +8,12 @@ mod breaker;
 mod calls;
 pub mod classify;
 mod connection;
+mod examine;
 mod rate;
 
 pub use arn::KeyArn;
 pub use connection::{Endpoint, Route};
+pub use examine::{Subject, examine};
 
 use super::clock::{Clock, boot_clock};
 use super::{CallFacts, KeyError, KeyProvider, ProviderReport, WrapContext};

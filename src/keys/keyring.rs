@@ -59,6 +59,9 @@ impl Default for Lifetimes {
     }
 }
 
+/// Copies of a key, each with the member that can unwrap it.
+type Ways<'a> = Vec<(&'a Recipient, &'a Member)>;
+
 /// What a keyring is made of.
 pub struct Parts {
     /// The volume.
@@ -379,10 +382,7 @@ impl Shared {
     }
 
     /// The slot's copies that may be asked for, in the order they are tried, and their name.
-    fn named<'a>(
-        &'a self,
-        slot: &'a KeySlot,
-    ) -> Result<(CacheKey, Vec<(&'a Recipient, &'a Member)>), KeyError> {
+    fn named<'a>(&'a self, slot: &'a KeySlot) -> Result<(CacheKey, Ways<'a>), KeyError> {
         let copies = self.in_order(&slot.recipients);
         if copies.is_empty() {
             let names: Vec<_> = slot.recipients.iter().map(describe_recipient).collect();
@@ -395,7 +395,7 @@ impl Shared {
         Ok((cache_name(&self.context(slot.data_key_id), &bare), copies))
     }
 
-    fn in_order<'a>(&'a self, copies: &'a [Recipient]) -> Vec<(&'a Recipient, &'a Member)> {
+    fn in_order<'a>(&'a self, copies: &'a [Recipient]) -> Ways<'a> {
         let copy_of =
             |member: &Member| copies.iter().find(|copy| same_key(copy, &member.recipient));
         self.members.iter().filter_map(|member| Some((copy_of(member)?, member))).collect()

@@ -189,7 +189,7 @@ fn remembered_master(descriptor: &Descriptor, options: &UnlockOptions) -> Option
     }
 }
 
-fn unwrap_volume_key(
+pub(super) fn unwrap_volume_key(
     descriptor: &Descriptor,
     provider: &dyn KeyProvider,
 ) -> Result<VolumeKey, KeyError> {
@@ -201,7 +201,10 @@ fn unwrap_volume_key(
     provider.unwrap(&volume_context(descriptor.volume), copy).map(VolumeKey)
 }
 
-fn with_identity(descriptor: &Descriptor, path: &Path) -> Result<(Identity, VolumeKey), KeyError> {
+pub(super) fn with_identity(
+    descriptor: &Descriptor,
+    path: &Path,
+) -> Result<(Identity, VolumeKey), KeyError> {
     let identity = keyfile::read_identity(path)?;
     let name = X25519::name(&identity.public_key(), 0);
     let provider = X25519::with_identity(identity, 0);

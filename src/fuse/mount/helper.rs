@@ -79,7 +79,8 @@ pub fn unmount(point: &Path, detach: bool) -> io::Result<()> {
     Err(io::Error::other(said))
 }
 
-fn find() -> Option<PathBuf> {
+/// Where the helper is.
+pub fn find() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(PATH_VARIABLE) {
         return Some(path.into());
     }

@@ -61,7 +61,8 @@ impl std::str::FromStr for Endpoint {
 }
 
 impl Route {
-    fn endpoint(&self, region: &str) -> Option<String> {
+    /// The endpoint of a Region, if it is not AWS's own.
+    pub fn endpoint(&self, region: &str) -> Option<String> {
         let of = |wanted: Option<&str>| {
             self.endpoints.iter().rfind(|endpoint| endpoint.region.as_deref() == wanted)
         };

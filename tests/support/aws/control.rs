@@ -89,6 +89,7 @@ fn set(world: &mut World, name: &str, value: &Value) -> Option<bool> {
         "latency_ms" => switches.latency = millis()?,
         "consistency_ms" => switches.consistency = millis()?,
         "connect_ms" => switches.connect = millis()?,
+        "clock_s" => switches.clock = value.as_i64()?,
         "quota_units" => {
             switches.quota = if value.is_null() { None } else { Some(value.as_f64()?) }
         }

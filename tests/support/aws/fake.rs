@@ -27,6 +27,7 @@
 //! | `key` | `{"id": …, "state": "Enabled"\|"Disabled"\|"PendingDeletion", "rotate": true, "forget": true}` |
 //! | `store` | `{"id": …, "state": "CONNECTED"\|"DISCONNECTED"\|…, "communicates": bool, "hsms": n, "error": …, "next_error": …}` |
 //! | `connect_ms` | how long ConnectCustomKeyStore and DisconnectCustomKeyStore take |
+//! | `clock_s` | by how many seconds the service's clock is ahead; beyond 300 it refuses signatures |
 //! | `create_key`, `create_store` | `{"origin": …, "store": …, "multi_region": …}`, `{"name": …, "type": …}` |
 //! | `credential` | `{"access_key": …, "secret": …, "user": …, "allow": ["Decrypt"], "context": {…}, "keys": […], "token": …, "expired": …}` |
 //! | `expired` | true: all credentials have expired |
@@ -255,6 +256,11 @@ impl FakeAws {
     /// How long stores take to connect and disconnect.
     pub fn set_connect_time(&self, time: Duration) {
         self.shared.world.lock().switches.connect = time;
+    }
+
+    /// Seconds by which the service's clock is ahead of ours.
+    pub fn set_clock(&self, ahead: i64) {
+        self.shared.world.lock().switches.clock = ahead;
     }
 
     /// Refuses and counts encryption contexts that are not those of kmsfs.

@@ -233,6 +233,8 @@ pub struct Switches {
     pub signatures: bool,
     /// How long a custom key store takes to connect or disconnect.
     pub connect: Duration,
+    /// Seconds by which the service's clock is ahead of ours.
+    pub clock: i64,
 }
 
 impl Default for Switches {
@@ -246,6 +248,7 @@ impl Default for Switches {
             expired: false,
             signatures: true,
             connect: Duration::ZERO,
+            clock: 0,
         }
     }
 }
@@ -258,7 +261,7 @@ impl Switches {
             "consistency_ms": self.consistency.as_millis() as u64,
             "strict_context": self.strict_context, "blob_len": self.blob_len,
             "expired": self.expired, "signatures": self.signatures,
-            "connect_ms": self.connect.as_millis() as u64,
+            "connect_ms": self.connect.as_millis() as u64, "clock_s": self.clock,
         })
     }
 }

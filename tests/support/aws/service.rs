@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::api::{Call, Context, Fault, Outcome, uuid};
+use super::api::{Call, Context, Fault, Outcome, now, uuid};
 use super::counters::{Entry, OK};
 use super::crypt::{self, Subject};
 use super::faults::Effect;
@@ -15,6 +15,8 @@ use super::sign::{self, Wrong};
 use super::world::World;
 use super::{kms, sts};
 
+/// How far the clock of a caller may be off, in seconds; AWS's own bound.
+const CLOCK_MAX: u64 = 300;
 /// How often a waiting call looks whether it may go on.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -83,9 +85,10 @@ fn call(shared: &Shared, request: &Request, service: &Service, operation: &str) 
     let (who, body) = match prepared {
         Ok(both) => both,
         Err(fault) => {
+            let clock = world.switches.clock;
             drop(world);
             finish(entry, &fault.code);
-            return Reply::Answer(json_response(&Err(fault), &id));
+            return Reply::Answer(dated(json_response(&Err(fault), &id), clock));
         }
     };
     let call = Call { operation, who: &who, body: &body };
@@ -114,10 +117,17 @@ fn call(shared: &Shared, request: &Request, service: &Service, operation: &str) 
     world.settle();
     let lost = matches!(effect, Some((_, Effect::Drop)));
     let outcome = decide(&mut world, &call, service, subjects, effect.map(|(_, effect)| effect));
+    let clock = world.switches.clock;
     drop(world);
     entry.lost = lost;
     finish(entry, outcome.as_ref().map_or_else(|fault| fault.code.as_str(), |_| OK));
-    if lost { Reply::Close } else { Reply::Answer(json_response(&outcome, &id)) }
+    if lost { Reply::Close } else { Reply::Answer(dated(json_response(&outcome, &id), clock)) }
+}
+
+/// With the date, by a clock that may be off.
+fn dated(mut response: Response, clock: i64) -> Response {
+    response.headers.push(("date".to_owned(), sign::http_date(now() as i64 + clock)));
+    response
 }
 
 /// Waits, but not beyond the end of the fake.
@@ -220,6 +230,9 @@ pub fn authenticate(world: &World, request: &Request, service: &str) -> Result<P
     if who.expired || world.switches.expired {
         let text = "The security token included in the request is expired";
         return Err(Fault::client("ExpiredTokenException", text));
+    }
+    if world.switches.clock.unsigned_abs() > CLOCK_MAX {
+        return Err(wrong(Wrong::Clock));
     }
     if world.switches.signatures {
         signed.check(request, &who.secret, &world.region, service).map_err(wrong)?;

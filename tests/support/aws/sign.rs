@@ -167,6 +167,23 @@ impl Signed<'_> {
 
 /// `20150830T123600Z` from seconds since 1970.
 pub fn stamp(time: i64) -> String {
+    let ([year, month, day], [h, m, s]) = civil(time);
+    format!("{year:04}{month:02}{day:02}T{h:02}{m:02}{s:02}Z")
+}
+
+/// As in the `Date` header of an answer.
+pub fn http_date(time: i64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let ([year, month, day], [h, m, s]) = civil(time);
+    let weekday = DAYS[time.div_euclid(86_400).rem_euclid(7) as usize];
+    let month = MONTHS[month as usize - 1];
+    format!("{weekday}, {day:02} {month} {year:04} {h:02}:{m:02}:{s:02} GMT")
+}
+
+/// Year, month and day; hour, minute and second.
+fn civil(time: i64) -> ([i64; 3], [i64; 3]) {
     let (days, rest) = (time.div_euclid(86_400), time.rem_euclid(86_400));
     // The civil calendar in eras of 400 years that begin in March.
     let z = days + 719_468;
@@ -177,8 +194,7 @@ pub fn stamp(time: i64) -> String {
     let of_month = of_year - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = year + era * 400 + i64::from(month <= 2);
-    let (h, m, s) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}{month:02}{of_month:02}T{h:02}{m:02}{s:02}Z")
+    ([year, month, of_month], [rest / 3600, rest / 60 % 60, rest % 60])
 }
 
 /// Seconds since 1970 from `20150830T123600Z`.

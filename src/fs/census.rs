@@ -1,0 +1,181 @@
+//! Counts what is in a directory tree, or in a backing tree without any key: files, bytes, and in
+//! the headers of backing files the wrapped data keys.
+//!
+//! Follows no symbolic link, changes nothing, and counts a file with several names once.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags, Stat, openat};
+
+use super::attr::FileKind;
+use super::backing;
+use super::error::FsResult;
+use super::names::RESERVED;
+use crate::format::header::{Header, KeySlot, MAGIC};
+use crate::format::layout::Layout;
+use crate::format::{DataKeyId, VolumeId};
+
+/// What was counted.
+#[derive(Default)]
+pub struct Census {
+    /// Regular files with content or, in a volume, with a header.
+    pub files: u64,
+    /// Regular files that need no key yet, because nothing was ever written to them.
+    pub empty: u64,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// Different wrapped data keys in headers.
+    pub data_keys: u64,
+    /// Backing files whose header cannot be read.
+    pub unreadable: u64,
+    /// Directories nobody may look into.
+    pub denied: u64,
+}
+
+/// Hears of each file and its bytes.
+pub type Watch<'a> = &'a dyn Fn(u64);
+
+/// Counts a directory of ordinary files. Fails only if the directory itself cannot be read.
+pub fn plain(root: impl AsFd, watch: Watch<'_>) -> FsResult<Census> {
+    let mut census = Census::default();
+    let denied = walk(root, &mut |_, _, stat| {
+        let bytes = u64::try_from(stat.st_size).unwrap_or_default();
+        match bytes {
+            0 => census.empty += 1,
+            _ => census.files += 1,
+        }
+        census.bytes += bytes;
+        watch(bytes);
+    })?;
+    Ok(Census { denied, ..census })
+}
+
+/// Counts a volume's backing directory. Headers are taken as they stand: their MACs take a key.
+pub fn volume(
+    root: impl AsFd,
+    layout: Layout,
+    volume: VolumeId,
+    watch: Watch<'_>,
+) -> FsResult<Census> {
+    let mut census = Census::default();
+    let mut keys = HashSet::new();
+    let mut bytes = vec![0; layout.header_len()];
+    let denied = walk(root, &mut |dir, name, stat| {
+        let len = u64::try_from(stat.st_size).unwrap_or_default();
+        match header(dir, name, &mut bytes) {
+            Start::Empty if is_helper(name) => {}
+            Start::Empty => census.empty += 1,
+            Start::Other if is_helper(name) => {}
+            Start::Header => match Header::decode(&bytes, layout, volume, |_, _| true) {
+                Ok(header) => {
+                    let size = layout.plain_len_floor(len);
+                    census.files += 1;
+                    census.bytes += size;
+                    keys.insert(identity(&header.current));
+                    keys.extend(header.next.as_ref().map(identity));
+                    watch(size);
+                }
+                Err(_) => census.unreadable += 1,
+            },
+            Start::Other | Start::Unreadable => census.unreadable += 1,
+        }
+    })?;
+    Ok(Census { denied, data_keys: keys.len() as u64, ..census })
+}
+
+/// What a backing file begins with.
+enum Start {
+    Header,
+    Empty,
+    Other,
+    Unreadable,
+}
+
+fn header(dir: &OwnedFd, name: &[u8], bytes: &mut [u8]) -> Start {
+    let Ok(file) = backing::open_plain(dir, name, false) else { return Start::Unreadable };
+    let mut have = 0;
+    while have < bytes.len() {
+        match file.read_at(&mut bytes[have..], have as u64) {
+            Ok(0) => break,
+            Ok(n) => have += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return Start::Unreadable,
+        }
+    }
+    match have {
+        0 => Start::Empty,
+        _ if have == bytes.len() && bytes.starts_with(MAGIC) => Start::Header,
+        _ => Start::Other,
+    }
+}
+
+/// Files of ours that hold no content, and those that may be meant for it under a long name: these
+/// have a header as soon as they have anything.
+fn is_helper(name: &[u8]) -> bool {
+    name.starts_with(RESERVED)
+}
+
+/// The data key together with its wrapped copies: each of these is unwrapped, and rewrapped, once.
+fn identity(slot: &KeySlot) -> (DataKeyId, u64) {
+    let mut hasher = DefaultHasher::new();
+    for copy in &slot.recipients {
+        (&copy.key_ref, &copy.wrapped).hash(&mut hasher);
+    }
+    (slot.data_key_id, hasher.finish())
+}
+
+/// Shows every regular file with the directory it stands in; how many directories were closed to us.
+fn walk(root: impl AsFd, file: &mut dyn FnMut(&OwnedFd, &[u8], &Stat)) -> FsResult<u64> {
+    let root = Arc::new(backing::open_dir(root)?);
+    backing::list(&*root)?;
+    let mut stack = vec![(root, b".".to_vec())];
+    let (mut denied, mut linked) = (0, HashSet::new());
+    let mut is_new = |stat: &Stat| stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino));
+    while let Some((parent, entry)) = stack.pop() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = openat(&*parent, &entry[..], flags, Mode::empty());
+        let listed = opened.and_then(|fd| Ok((backing::list(&fd)?, Arc::new(fd))));
+        let Ok((entries, dir)) = listed else {
+            denied += 1;
+            continue;
+        };
+        for raw in entries {
+            // Gone meanwhile.
+            let Ok(stat) = backing::stat_at(&*dir, &raw.name) else { continue };
+            match FileKind::from_mode(stat.st_mode) {
+                Some(FileKind::Directory) => stack.push((dir.clone(), raw.name)),
+                Some(FileKind::Regular) if is_new(&stat) => file(&dir, &raw.name, &stat),
+                _ => {}
+            }
+        }
+    }
+    Ok(denied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn links_are_not_followed_and_names_not_counted_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("a/b")).unwrap();
+        fs::write(at("a/b/one"), [0; 10]).unwrap();
+        fs::write(at("two"), [0; 5]).unwrap();
+        fs::write(at("empty"), "").unwrap();
+        fs::hard_link(at("two"), at("a/again")).unwrap();
+        std::os::unix::fs::symlink(at("a"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("two"), at("a/link")).unwrap();
+        let seen = std::cell::Cell::new(0);
+        let root = fs::File::open(dir.path()).unwrap();
+        let census = plain(&root, &|bytes| seen.set(seen.get() + bytes)).unwrap();
+        assert_eq!((census.files, census.empty, census.bytes), (2, 1, 15));
+        assert_eq!((census.denied, seen.get()), (0, 15));
+    }
+}
