@@ -16,7 +16,11 @@ const LAYERS: [(&str, &[&str]); 8] = [
 ];
 
 /// Crates that only one top-level module may name.
-const OWNED_CRATES: [(&str, &str); 14] = [
+const OWNED_CRATES: [(&str, &str); 18] = [
+    ("aws_config", "keys"),
+    ("aws_credential_types", "keys"),
+    ("aws_sdk_kms", "keys"),
+    ("tokio", "keys"),
     ("fuser", "fuse"),
     ("clap", "cli"),
     ("anyhow", "cli"),
@@ -51,7 +55,7 @@ const FILE_LINES_MAX: usize = 700;
 /// Longest function outside tests.
 const FUNCTION_LINES_MAX: usize = 70;
 /// Calls outside tests that can panic: this number may only go down.
-const PANICS_MAX: usize = 10;
+const PANICS_MAX: usize = 9;
 
 struct Source {
     /// Path from the root of the repository.

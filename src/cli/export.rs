@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -81,7 +82,7 @@ impl From<rustix::io::Errno> for Trouble {
 }
 
 struct Export<'a> {
-    volume: &'a Volume,
+    volume: &'a Arc<Volume>,
     progress: Progress,
     report: Report,
     /// First exported path of every object with several names.

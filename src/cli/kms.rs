@@ -6,9 +6,10 @@ use std::time::Duration;
 /// The options of every command that may have to ask a KMS.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct KmsOptions {
-    /// Call KMS at this endpoint (https, or http on a loopback address) instead of AWS's own
+    /// Call KMS at this endpoint (https, or http on a loopback address) instead of AWS's own; for one
+    /// Region write REGION=URL; may be repeated
     #[arg(long, value_name = "URL", value_parser = endpoint)]
-    pub kms_endpoint: Option<String>,
+    pub kms_endpoint: Vec<String>,
     /// Use the FIPS endpoints of KMS
     #[arg(long)]
     pub kms_fips: bool,
@@ -27,7 +28,8 @@ impl KmsOptions {
     /// These, except where `closer` says otherwise.
     pub fn with(&self, closer: &Self) -> Self {
         Self {
-            kms_endpoint: closer.kms_endpoint.clone().or_else(|| self.kms_endpoint.clone()),
+            // Of two for the same Region the later one counts.
+            kms_endpoint: [&self.kms_endpoint[..], &closer.kms_endpoint].concat(),
             kms_fips: self.kms_fips || closer.kms_fips,
             kms_dual_stack: self.kms_dual_stack || closer.kms_dual_stack,
             kms_rate: closer.kms_rate.or(self.kms_rate),
@@ -39,7 +41,8 @@ impl KmsOptions {
     #[cfg(feature = "aws")]
     pub fn settings(&self) -> crate::keys::aws::Settings {
         let mut settings = crate::keys::aws::Settings::default();
-        settings.route.endpoint.clone_from(&self.kms_endpoint);
+        // Each was parsed before.
+        settings.route.endpoints = self.kms_endpoint.iter().flat_map(|e| e.parse()).collect();
         settings.route.fips = self.kms_fips.then_some(true);
         settings.route.dual_stack = self.kms_dual_stack.then_some(true);
         settings.units_per_second = self.kms_rate.unwrap_or(settings.units_per_second);
@@ -51,7 +54,7 @@ impl KmsOptions {
 /// An endpoint that keys may be sent to.
 pub fn endpoint(text: &str) -> Result<String, String> {
     #[cfg(feature = "aws")]
-    crate::keys::aws::check_endpoint(text)?;
+    text.parse::<crate::keys::aws::Endpoint>()?;
     Ok(text.to_owned())
 }
 

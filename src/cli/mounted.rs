@@ -114,10 +114,42 @@ pub fn status(args: StatusArgs) -> anyhow::Result<()> {
         let first = FIRST_FACTS.iter().filter_map(|name| facts.get_key_value(*name));
         let rest = facts.iter().filter(|(name, _)| !FIRST_FACTS.contains(&name.as_str()));
         for (name, value) in first.chain(rest) {
-            print_fact(&mut out, name, value)?;
+            match value {
+                serde_json::Value::Object(keys) if name == "keys" => print_keys(&mut out, keys)?,
+                value => print_fact(&mut out, name, value)?,
+            }
         }
     }
     out.finish()
+}
+
+/// What a mount tells of its keys: first their state, then each KMS key with what was asked of it.
+fn print_keys(
+    out: &mut Out,
+    keys: &serde_json::Map<String, serde_json::Value>,
+) -> anyhow::Result<()> {
+    let text =
+        |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    for (name, value) in keys.iter().filter(|(name, value)| *name != "kms" && !value.is_null()) {
+        let label = if name == "state" { "keys" } else { name };
+        out.fact(&label.replace('_', " "), text(value))?;
+    }
+    for kms in keys.get("kms").and_then(|kms| kms.as_array()).into_iter().flatten() {
+        out.fact("kms key", text(&kms["key"]))?;
+        let calls = kms["calls"].as_array().into_iter().flatten().map(|call| {
+            format!("{} {} {}", text(&call["operation"]), text(&call["outcome"]), call["calls"])
+        });
+        let calls: Vec<String> = calls.collect();
+        out.fact("kms calls", if calls.is_empty() { "none".into() } else { calls.join(", ") })?;
+        for name in
+            ["breaker", "unwrap_p50_ms", "unwrap_p99_ms", "last_success_seconds", "last_error"]
+        {
+            if !kms[name].is_null() {
+                out.fact(&format!("kms {}", name.replace('_', " ")), text(&kms[name]))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn print_fact(out: &mut Out, name: &str, value: &serde_json::Value) -> anyhow::Result<()> {

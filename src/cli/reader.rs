@@ -1,10 +1,12 @@
 //! Reading a volume without a mount, for `cat` and `export`.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::fs::attr::ROOT;
 use crate::fs::{
-    Access, Atime, Attr, Caller, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags, Volume,
+    Access, Atime, Attr, Caller, DirEntry, Fh, FileKind, FsError, FsResult, Ino, MountFlags,
+    Opened, Volume, without_waiting,
 };
 use crate::keys::UnlockOptions;
 
@@ -17,7 +19,7 @@ pub const PIECE: usize = 1 << 20;
 const LINKS_MAX: usize = 40;
 
 /// Opens the volume for reading; nothing in the backing directory is changed.
-pub fn open(dir: &Path, options: &UnlockOptions) -> anyhow::Result<Volume> {
+pub fn open(dir: &Path, options: &UnlockOptions) -> anyhow::Result<Arc<Volume>> {
     let flags = MountFlags {
         acl: true,
         atime: Atime::Noatime,
@@ -25,7 +27,7 @@ pub fn open(dir: &Path, options: &UnlockOptions) -> anyhow::Result<Volume> {
         writeback: false,
         rekey_limit: 0,
     };
-    Ok(Volume::open(dir, Access::ReadOnly, flags, options)?)
+    Ok(Arc::new(Volume::open(dir, Access::ReadOnly, flags, options)?))
 }
 
 /// The sentence and exit code for a failed operation on `path` (a plaintext path).
@@ -99,6 +101,22 @@ pub fn entries(volume: &Volume, ino: Ino) -> FsResult<Vec<DirEntry>> {
     Ok(entries)
 }
 
+/// Opens for reading. While the files of a directory are read one after another, the keys of the next
+/// ones are asked for already.
+fn open_and_look_ahead(volume: &Arc<Volume>, ino: Ino) -> FsResult<Opened> {
+    let open = || volume.open_file(Caller::this_process(), ino, libc::O_RDONLY);
+    match without_waiting(open) {
+        Err(error) if error.need().is_some() => {
+            volume.note_opening(ino, true);
+            volume.waiting_for_keys(Some(ino), open)
+        }
+        outcome => {
+            volume.note_opening(ino, false);
+            outcome
+        }
+    }
+}
+
 /// An open file that is closed on drop.
 pub struct OpenFile<'a> {
     volume: &'a Volume,
@@ -108,8 +126,8 @@ pub struct OpenFile<'a> {
 
 impl<'a> OpenFile<'a> {
     /// Opens for reading.
-    pub fn open(volume: &'a Volume, ino: Ino) -> FsResult<Self> {
-        let open = || volume.open_file(Caller::this_process(), ino, libc::O_RDONLY);
+    pub fn open(volume: &'a Arc<Volume>, ino: Ino) -> FsResult<Self> {
+        let open = || open_and_look_ahead(volume, ino);
         let opened = match open() {
             // The size shown so far was not the authenticated one; we have not used it yet.
             Err(FsError::Errno(libc::ESTALE)) => open()?,

@@ -17,12 +17,16 @@ use super::progress::Progress;
 use super::secrets::KeyOptions;
 use super::tree::Tree;
 
+/// Threads that read the content of a volume on a KMS key.
+const KMS_THREADS: usize = 32;
+
 /// Check every name, attribute and byte of the volume in DIR
 #[derive(Args)]
 pub struct VerifyArgs {
     /// The volume, not mounted (a copy of it will do)
     dir: PathBuf,
-    /// Threads that read content (default: one per processor)
+    /// Threads that read content (default: one per processor, 32 with
+    /// a KMS key)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
     /// Print the result as JSON
@@ -143,7 +147,9 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
         views: &tree.recovery.views,
         watch: &screen,
     };
-    let threads = args.threads.map_or_else(default_threads, usize::from);
+    // Where each file may have to wait for a KMS, most threads wait.
+    let default = if tree.keyring.is_watched() { KMS_THREADS } else { processors() };
+    let threads = args.threads.map_or(default, usize::from);
     let checked = verifier.run(&tree.root, threads)?;
     let report = Report::new(&tree, checked, screen.finish()?);
     report.print(args.json)?;
@@ -157,7 +163,7 @@ pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
     }
 }
 
-fn default_threads() -> usize {
+fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 

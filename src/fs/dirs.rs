@@ -283,8 +283,8 @@ impl Volume {
         handle: &DirHandle,
         id: Option<DirId>,
         raw: &[u8],
-    ) -> Option<Vec<u8>> {
-        match self.codec().ok()?.listed(id, raw) {
+    ) -> FsResult<Option<Vec<u8>>> {
+        Ok(match self.codec()?.listed(id, raw) {
             Listed::Name(name) => Some(name),
             Listed::Dot | Listed::Helper => None,
             Listed::Unreadable => {
@@ -293,12 +293,14 @@ impl Volume {
             }
             Listed::Long => match self.read_long_name(handle, id, raw) {
                 Ok(name) => Some(name),
+                // The keys have gone: what could not be read is not unreadable.
+                Err(error @ FsError::Gone(_)) => return Err(error),
                 Err(error) => {
                     self.log_unreadable(dir, raw, &error.to_string());
                     None
                 }
             },
-        }
+        })
     }
 
     /// The name in the sidecar of a long entry.

@@ -20,7 +20,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Directories whose openings are followed.
-const TRAILS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+const TRAILS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
 /// Files of one directory that are looked at.
 const FILES_MAX: usize = 65_536;
 /// How many keys are unwrapped at a time.

@@ -122,7 +122,7 @@ impl Volume {
             let kind = FileKind::Directory;
             return Ok(Some(DirEntry { ino, kind, name: raw.name.clone() }));
         }
-        let Some(name) = self.plain_name(&stream.inode, &stream.handle, id, &raw.name) else {
+        let Some(name) = self.plain_name(&stream.inode, &stream.handle, id, &raw.name)? else {
             return Ok(None);
         };
         let kind = match FileKind::from_mode(raw.mode) {

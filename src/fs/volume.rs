@@ -179,16 +179,7 @@ impl Volume {
         let bytes = read_descriptor(&root, source)?;
         let (descriptor, unlocked) =
             crate::keys::unlock(&bytes, unlock).map_err(|e| unlock_error(e, source))?;
-        if let (Access::ReadWrite, Some(feature)) = (access, descriptor.read_only_reason()) {
-            return Err(OpenError::new(
-                exit::FORMAT,
-                format!(
-                    "{}: feature {feature:?} is not known to this kmsfs, which may only read this \
-                     volume: mount it with -o ro or use a newer kmsfs",
-                    source.display()
-                ),
-            ));
-        }
+        require_known_features(&descriptor, access, source)?;
         let st = rustix::fs::fstat(&root).map_err(|e| OpenError::io(source, e))?;
         let vault = Vault::new(unlocked.keys);
         let ctx = volume_context(&descriptor, vault.clone(), flags.rekey_limit)
@@ -541,6 +532,25 @@ pub(super) fn refuse_rolled_back(wrap_epoch: u64, generation: u64) -> FsResult<(
          generation {generation} now: the descriptor has been rolled back to an older copy; put the \
          newer one back"
     )))
+}
+
+/// A volume with features this program does not know may at most be read.
+fn require_known_features(
+    descriptor: &Descriptor,
+    access: Access,
+    source: &Path,
+) -> Result<(), OpenError> {
+    let (Access::ReadWrite, Some(feature)) = (access, descriptor.read_only_reason()) else {
+        return Ok(());
+    };
+    Err(OpenError::new(
+        exit::FORMAT,
+        format!(
+            "{}: feature {feature:?} is not known to this kmsfs, which may only read this volume: \
+             mount it with -o ro or use a newer kmsfs",
+            source.display()
+        ),
+    ))
 }
 
 /// Opens a backing root directory.

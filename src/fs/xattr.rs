@@ -184,7 +184,7 @@ impl Volume {
                     object = self.object_id(&inode)?;
                 }
                 let Some(object) = &object else { continue };
-                self.listed_xattr(&inode, object, space, &stored)
+                self.listed_xattr(&inode, object, space, &stored)?
             };
             let hidden = |n: &Vec<u8>| n.starts_with(b"trusted.") && who.uid != 0;
             if let Some(name) = name.filter(|n| !hidden(n)) {
@@ -201,21 +201,25 @@ impl Volume {
         object: &[u8; 16],
         space: &str,
         stored: &[u8],
-    ) -> Option<Vec<u8>> {
+    ) -> FsResult<Option<Vec<u8>>> {
+        // Without keys nothing is known of it, least of all that it is damaged.
+        let keys = self.keys()?;
         let text = &stored[space.len()..];
         let sealed = if text.starts_with(LONG.as_bytes()) {
-            let raw = self.at(inode, |loc| Ok(get(loc, stored)?)).ok()?;
+            let raw = self.at(inode, |loc| Ok(get(loc, stored)?));
+            // Removed meanwhile.
+            let Ok(raw) = raw else { return Ok(None) };
             split_long(stored, &raw).map(|(name, _)| name.to_vec())
         } else {
             decode_name(text)
         };
         let name = sealed
-            .and_then(|sealed| self.keys().ok()?.open_xattr_name(object, &sealed).ok())
+            .and_then(|sealed| keys.open_xattr_name(object, &sealed).ok())
             .filter(|name| space_of(name) == Some(space));
         if name.is_none() {
             let _ = self.note(inode, damaged("name does not authenticate; left out of the list"));
         }
-        name
+        Ok(name)
     }
 
     /// Removes an attribute.

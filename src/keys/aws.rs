@@ -12,7 +12,7 @@ mod examine;
 mod rate;
 
 pub use arn::KeyArn;
-pub use connection::{Route, check_endpoint};
+pub use connection::{Endpoint, Route};
 pub use examine::{Subject, examine};
 
 use super::clock::{Clock, boot_clock};
@@ -355,3 +355,6 @@ impl KeyProvider for AwsKms {
         Some(ProviderReport { key: self.describe(), breaker_open, calls: self.facts() })
     }
 }
+
+#[cfg(test)]
+mod tests;

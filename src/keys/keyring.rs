@@ -14,13 +14,16 @@ use crate::crypto::wrap::Purpose;
 use crate::crypto::{DataKey, Secret, VolumeKey, fingerprint, random_array};
 use crate::format::header::{KeySlot, Recipient};
 use crate::format::{DataKeyId, VolumeId};
+use lru::LruCache;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Data keys kept unwrapped: half a megabyte of locked memory.
-const CACHED_KEYS: NonZeroUsize = NonZeroUsize::new(16 * 1024).expect("not zero");
+const CACHED_KEYS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(16 * 1024 - 1);
+/// Data keys whose new copies a sweep remembers.
+const REWRAPPED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 /// Data keys made ahead when a KMS makes them.
 const AHEAD: usize = 1;
 
@@ -89,6 +92,8 @@ struct Shared {
     volume_keys: Vec<Recipient>,
     cache: Cache,
     supply: Supply,
+    /// New copies by the name of the old ones.
+    rewrapped: Mutex<LruCache<CacheKey, Vec<Recipient>>>,
     now: Clock,
     grace: Duration,
     /// When a KMS last answered.
@@ -145,6 +150,7 @@ impl Keyring {
             volume_keys,
             cache,
             supply,
+            rewrapped: Mutex::new(LruCache::sparse(REWRAPPED)),
             contact: Mutex::new(now()),
             now,
             grace: lifetimes.grace,
@@ -243,6 +249,11 @@ impl Keyring {
         if same_number && slot.recipients.iter().zip(wanted).all(|(c, m)| is_for(c, m)) {
             return Ok(None);
         }
+        // Files that share a data key share the copies, too.
+        let (name, _) = self.0.named(slot)?;
+        if let Some(recipients) = self.0.rewrapped.lock().get(&name).cloned() {
+            return Ok(Some(KeySlot { recipients, ..slot.clone() }));
+        }
         let key = self.data_key(slot)?;
         let context = self.0.context(slot.data_key_id);
         let copy_for =
@@ -250,7 +261,8 @@ impl Keyring {
                 Some(copy) => Ok(copy.clone()),
                 None => self.0.wrap_for(wanted, &context, &key.0),
             };
-        let recipients = wanted.iter().map(copy_for).collect::<Result<_, _>>()?;
+        let recipients = wanted.iter().map(copy_for).collect::<Result<Vec<_>, _>>()?;
+        self.0.rewrapped.lock().put(name, recipients.clone());
         Ok(Some(KeySlot { recipients, ..slot.clone() }))
     }
 
@@ -361,7 +373,8 @@ impl Shared {
             name,
             || !self.silence().1,
             || self.unwrap_first(&context, &copies).map(|key| Arc::new(DataKey(key))),
-        )?;
+        );
+        let key = self.heard(key)?;
         // Closed meanwhile: those who closed it do not know of this one.
         self.is_open()?;
         Ok(key)
@@ -419,12 +432,18 @@ impl Shared {
         Err(KeyError::Unavailable(format!("no recipient can open the key: {}", all.join("; "))))
     }
 
-    /// Remembers that a KMS answered; one that says no is heard by whoever watches.
+    /// Remembers that a KMS answered.
     fn noted<T>(&self, member: &Member, answer: Result<T, KeyError>) -> Result<T, KeyError> {
-        match &answer {
-            Ok(_) if member.is_remote() => *self.contact.lock() = (self.now)(),
-            Err(KeyError::Revoked(_) | KeyError::Denied(_)) => self.raise_alarm(),
-            _ => {}
+        if answer.is_ok() && member.is_remote() {
+            *self.contact.lock() = (self.now)();
+        }
+        answer
+    }
+
+    /// Lets whoever watches know of a no.
+    fn heard<T>(&self, answer: Result<T, KeyError>) -> Result<T, KeyError> {
+        if let Err(KeyError::Revoked(_) | KeyError::Denied(_)) = answer {
+            self.raise_alarm();
         }
         answer
     }
@@ -462,7 +481,7 @@ impl Shared {
         key: &Secret<32>,
     ) -> Result<Recipient, KeyError> {
         let (member, provider) = self.provider(recipient)?;
-        self.noted(member, provider.wrap(context, key))
+        self.heard(self.noted(member, provider.wrap(context, key)))
     }
 
     fn can_create(&self) -> Result<(), KeyError> {
@@ -480,7 +499,7 @@ impl Shared {
             KeyError::NotOurs("the volume has no recipient to wrap keys for".into())
         })?;
         let (member, provider) = self.provider(maker)?;
-        let (key, made) = self.noted(member, provider.generate(&context))?;
+        let (key, made) = self.heard(self.noted(member, provider.generate(&context)))?;
         let copy_for = |recipient: &Recipient| match same_key(recipient, maker) {
             true => Ok(made.clone()),
             false => self.wrap_for(recipient, &context, &key),

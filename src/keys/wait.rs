@@ -113,3 +113,6 @@ impl Drop for Given<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -179,8 +179,16 @@ impl Bed {
         self.status()["keys"].clone()
     }
 
-    pub fn is_locked(&self) -> bool {
-        self.keys()["state"] == "locked"
+    /// Waits until the keys have gone `times` times, the kernel's cache included.
+    pub fn until_locked(&self, times: usize) {
+        until("the lock", || self.log().matches("keys dropped").count() == times);
+        assert_eq!(self.keys()["state"], "locked");
+    }
+
+    /// Waits until they have come back as often.
+    pub fn until_granted(&self, times: usize) {
+        until("the keys", || self.log().matches("is granted again").count() == 2 * times);
+        assert_eq!(self.keys()["state"], "granted");
     }
 
     /// Unmounts and waits for the daemon.

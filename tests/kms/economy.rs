@@ -146,3 +146,23 @@ fn a_directory_read_in_order_is_unwrapped_ahead() {
     let hits = bed.keys()["cache_hits"].as_u64().unwrap();
     assert!(hits >= FILES as u64 / 2, "{hits} hits");
 }
+
+/// Commands that read a volume without a mount ask ahead, and for each key once.
+#[test]
+fn an_export_and_a_verification_do_not_wait_for_each_key_in_turn() {
+    const FILES: usize = 200;
+    let mut bed = Bed::with(&["--files-per-data-key", "1"]);
+    bed.mount("");
+    bed.make_files("a", FILES);
+    bed.unmount();
+    bed.fake.set_latency(std::time::Duration::from_millis(10));
+    let out = bed.path("out").display().to_string();
+    for (command, further) in [("export", vec![&*out]), ("verify", vec![])] {
+        bed.fake.reset_counters();
+        said(bed.ctl(command, &further));
+        assert_eq!(bed.fake.calls("Decrypt"), 1 + FILES as u64, "{command}");
+        assert_eq!(bed.fake.calls_total(), 1 + FILES as u64, "{command}");
+        assert!(bed.fake.max_in_flight() >= 4, "{command}: {}", bed.fake.max_in_flight());
+    }
+    assert_eq!(fs::read_dir(out).unwrap().count(), FILES);
+}

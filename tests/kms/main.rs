@@ -3,7 +3,9 @@
 #[path = "../support/aws/fake.rs"]
 mod aws;
 mod bed;
+mod credentials;
 mod economy;
+mod figures;
 mod headers;
 mod outage;
 mod recipients;

@@ -197,14 +197,14 @@ fn without_an_answer_for_too_long_open_files_are_locked() {
     open.write_all(b"FILE").unwrap();
     bed.fake.refuse_connections(true);
     let cut = Instant::now();
-    until("the lock", || bed.is_locked());
+    bed.until_locked(1);
     assert!(cut.elapsed() > Duration::from_millis(1500), "{:?}", cut.elapsed());
     let mut byte = [0];
     assert_eq!(errno(open.read(&mut byte)), libc::ENOKEY);
     assert_eq!(errno(File::open(bed.at("a-00000"))), libc::ENOKEY);
     assert_eq!(errno(fs::metadata(bed.at("never-looked-up"))), libc::ENOKEY);
     bed.fake.refuse_connections(false);
-    until("the key", || !bed.is_locked());
+    bed.until_granted(1);
     open.rewind().unwrap();
     let mut text = String::new();
     open.read_to_string(&mut text).unwrap();

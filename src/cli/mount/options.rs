@@ -107,7 +107,7 @@ impl Words {
             "keyfile" => self.keyfile = path()?,
             "identity" => self.identity = path()?,
             "metrics-file" => self.metrics_file = path()?,
-            "kms-endpoint" => self.kms.kms_endpoint = Some(kms::endpoint(value)?),
+            "kms-endpoint" => self.kms.kms_endpoint.push(kms::endpoint(value)?),
             "kms-rate" => self.kms.kms_rate = Some(kms::rate(value)?),
             "kms-deadline" => self.kms.kms_deadline = Some(kms::deadline(value)?),
             "cache-ttl" => self.lifetimes.ttl = kms::lifetime(value)?,

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// Least time between two questions.
+const LEAST: Duration = Duration::from_millis(500);
 /// Time that what programs have written gets to reach the disk before the keys go.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 
@@ -67,6 +69,7 @@ impl Watcher {
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
+            let looked = Instant::now();
             match self.volume.look_at_keys() {
                 Custody::Unchanged => {}
                 Custody::Lost(why, error) => {
@@ -84,6 +87,8 @@ impl Watcher {
                     }
                 }
             }
+            // However often somebody is told no.
+            std::thread::sleep(LEAST.saturating_sub(looked.elapsed()));
         }
     }
 

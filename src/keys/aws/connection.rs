@@ -32,12 +32,42 @@ const SLACK: Duration = Duration::from_millis(500);
 /// How the KMS of a Region is reached.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Route {
-    /// Another endpoint than AWS's own.
-    pub endpoint: Option<String>,
+    /// Other endpoints than AWS's own; those of one Region go before those of all.
+    pub endpoints: Vec<Endpoint>,
     /// FIPS endpoints; unset, the environment and the profile say.
     pub fips: Option<bool>,
     /// Dual-stack endpoints; unset, the environment and the profile say.
     pub dual_stack: Option<bool>,
+}
+
+/// An endpoint, of one Region or of all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    region: Option<String>,
+    url: String,
+}
+
+impl std::str::FromStr for Endpoint {
+    type Err = String;
+    /// `URL` or `REGION=URL`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (region, url) = match text.split_once('=') {
+            Some((region, url)) if !region.contains(':') => (Some(region.to_owned()), url),
+            _ => (None, text),
+        };
+        check_url(url)?;
+        Ok(Self { region, url: url.to_owned() })
+    }
+}
+
+impl Route {
+    /// Where the KMS of this Region is, unless at AWS's own endpoint.
+    pub fn endpoint(&self, region: &str) -> Option<String> {
+        let of = |wanted: Option<&str>| {
+            self.endpoints.iter().rfind(|endpoint| endpoint.region.as_deref() == wanted)
+        };
+        of(Some(region)).or_else(|| of(None)).map(|endpoint| endpoint.url.clone())
+    }
 }
 
 /// A call that brought no answer of the kind hoped for.
@@ -64,6 +94,14 @@ impl Connection {
     /// Nothing is asked of the network yet.
     pub fn new(region: &str, route: Route) -> Self {
         Self { region: region.to_owned(), route, live: Mutex::default() }
+    }
+
+    /// Calls a client of the caller's.
+    #[cfg(test)]
+    pub fn to(client: Client) -> io::Result<Self> {
+        let runtime = runtime()?;
+        let live = Mutex::new(Some(Live { client, runtime }));
+        Ok(Self { region: "us-east-1".into(), route: Route::default(), live })
     }
 
     /// Sends a request and waits for its answer, `limit` at most.
@@ -116,17 +154,11 @@ impl Drop for Connection {
 
 impl Live {
     fn start(region: &str, route: &Route) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(WORKERS)
-            .max_blocking_threads(WORKERS)
-            .thread_name("kmsfs-kms")
-            .on_thread_start(sys::wipe_what_this_thread_frees)
-            .enable_all()
-            .build()?;
+        let runtime = runtime()?;
         let (region, route) = (region.to_owned(), route.clone());
         let config = runtime.block_on(runtime.spawn(async move {
             let shared = settings(&region, &route).await;
-            client_config(&shared, &route)
+            client_config(&shared, route.endpoint(&region))
         }));
         let client = Client::from_conf(config.map_err(io::Error::other)?);
         Ok(Self { client, runtime })
@@ -138,6 +170,17 @@ impl Live {
         runtime.spawn(async move { drop(client) });
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
+}
+
+/// Threads that wipe what they free.
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(WORKERS)
+        .thread_name("kmsfs-kms")
+        .on_thread_start(sys::wipe_what_this_thread_frees)
+        .enable_all()
+        .build()
 }
 
 /// Credentials and options as every AWS program finds them. Retries are ours: a caller has a
@@ -162,10 +205,10 @@ async fn settings(region: &str, route: &Route) -> SdkConfig {
 }
 
 /// The environment may say which credentials to use, but not where keys are sent.
-fn client_config(shared: &SdkConfig, route: &Route) -> Config {
+fn client_config(shared: &SdkConfig, endpoint: Option<String>) -> Config {
     let mut config = aws_sdk_kms::config::Builder::from(shared);
-    config.set_endpoint_url(route.endpoint.clone());
-    if route.endpoint.is_some() {
+    config.set_endpoint_url(endpoint.clone());
+    if endpoint.is_some() {
         config.set_use_fips(Some(false));
         config.set_use_dual_stack(Some(false));
     }
@@ -229,7 +272,7 @@ fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Only a loopback address may be spoken to without TLS: answers hold plaintext keys.
-pub fn check_endpoint(url: &str) -> Result<(), String> {
+fn check_url(url: &str) -> Result<(), String> {
     let bad = |why: &str| Err(format!("{url:?} cannot be the endpoint of KMS: {why}"));
     let Some((scheme, rest)) = url.split_once("://") else {
         return bad("write https://HOST");
@@ -266,7 +309,7 @@ mod tests {
             "http://localhost",
             "http://[::1]:80/x",
         ] {
-            assert_eq!(check_endpoint(url), Ok(()), "{url}");
+            assert_eq!(check_url(url), Ok(()), "{url}");
         }
         for url in [
             "kms.us-east-1.amazonaws.com",
@@ -279,7 +322,18 @@ mod tests {
             "http://[::2]/",
             "https://a b",
         ] {
-            assert!(check_endpoint(url).is_err(), "{url}");
+            assert!(check_url(url).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn a_region_may_have_an_endpoint_of_its_own() {
+        let endpoints = ["https://all", "eu-central-1=https://eu?a=b", "eu-central-1=https://eu2"];
+        let endpoints = endpoints.iter().map(|text| text.parse().unwrap()).collect();
+        let route = Route { endpoints, ..Route::default() };
+        assert_eq!(route.endpoint("eu-central-1").as_deref(), Some("https://eu2"));
+        assert_eq!(route.endpoint("us-east-1").as_deref(), Some("https://all"));
+        assert_eq!(Route::default().endpoint("us-east-1"), None);
+        assert!("eu-central-1=http://10.0.0.1".parse::<Endpoint>().is_err());
     }
 }

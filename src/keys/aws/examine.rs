@@ -153,10 +153,8 @@ impl Patient<'_> {
     fn endpoint(&mut self, fault: Option<&Fault>) {
         let seen = self.asking.seen();
         let region = self.arn.region();
-        let host = match (&seen.endpoint, &self.settings.route.endpoint) {
-            (Some(used), _) | (None, Some(used)) => used.clone(),
-            (None, None) => "AWS's own".to_owned(),
-        };
+        let host = seen.endpoint.or_else(|| self.settings.route.endpoint(region));
+        let host = host.unwrap_or_else(|| "AWS's own".to_owned());
         let mut kind = vec![];
         if host.contains("kms-fips.") {
             kind.push("FIPS");

@@ -7,12 +7,14 @@ use crate::keys::clock::Clock;
 use parking_lot::Mutex;
 use std::time::Duration;
 
-/// Seconds of refill the bucket holds.
+/// Seconds of refill the bucket holds, and the least units: the dearest call must be possible at once.
 const BURST: f64 = 0.25;
+const BURST_MIN: f64 = 3.0;
 
 /// Units per second, and those at hand.
 pub struct Rate {
     per_second: f64,
+    burst: f64,
     now: Clock,
     state: Mutex<State>,
 }
@@ -26,8 +28,8 @@ impl Rate {
     /// A full bucket.
     pub fn new(per_second: u32, now: Clock) -> Self {
         let per_second = f64::from(per_second.max(1));
-        let at = now();
-        Self { per_second, now, state: Mutex::new(State { tokens: per_second * BURST, at }) }
+        let (at, burst) = (now(), (per_second * BURST).max(BURST_MIN));
+        Self { per_second, burst, now, state: Mutex::new(State { tokens: burst, at }) }
     }
 
     /// Takes `units` and says how long the caller must wait before he uses them; `None` (and nothing
@@ -45,14 +47,14 @@ impl Rate {
 
     /// Is there room for work that nobody waits for?
     pub fn has_spare(&self) -> bool {
-        self.refilled().tokens >= self.per_second * BURST / 2.0
+        self.refilled().tokens >= self.burst / 2.0
     }
 
     fn refilled(&self) -> parking_lot::MutexGuard<'_, State> {
         let mut state = self.state.lock();
         let now = (self.now)();
         let gained = now.saturating_sub(state.at).as_secs_f64() * self.per_second;
-        state.tokens = (state.tokens + gained).min(self.per_second * BURST);
+        state.tokens = (state.tokens + gained).min(self.burst);
         state.at = now;
         state
     }
@@ -81,7 +83,7 @@ mod tests {
     fn who_cannot_wait_takes_nothing() {
         let (clock, _set) = hand_clock();
         let rate = Rate::new(10, clock);
-        assert_eq!(rate.reserve(12, Duration::from_millis(900)), None);
-        assert_eq!(rate.reserve(12, Duration::from_secs(1)), Some(Duration::from_millis(950)));
+        assert_eq!(rate.reserve(12, Duration::from_millis(800)), None);
+        assert_eq!(rate.reserve(12, Duration::from_secs(1)), Some(Duration::from_millis(900)));
     }
 }

@@ -140,3 +140,89 @@ fn the_boot_clock_does_not_run_backwards() {
     let first = clock();
     assert!(first > Duration::ZERO && clock() >= first);
 }
+
+/// What a cache of two keys and a life of 60 s says, step by step.
+#[test]
+fn capacity_expiry_use_and_clock_by_table() {
+    enum Do {
+        /// Ask for a key; the provider would give this byte.
+        Ask(u8, u8),
+        /// Ask while the provider is away; a stale key may serve or not.
+        Away(u8, bool),
+        /// Ask while the provider says no.
+        Denied(u8),
+        /// The clock goes to this second.
+        At(u64),
+    }
+    use Do::{Ask, At, Away, Denied};
+    let steps: &[(&str, Do, Option<u8>)] = &[
+        ("unwrapped", Ask(1, 11), Some(11)),
+        ("known", Ask(1, 99), Some(11)),
+        ("a second", Ask(2, 12), Some(12)),
+        ("a third drops the one used longest ago", Ask(3, 13), Some(13)),
+        ("which is asked for again", Ask(1, 21), Some(21)),
+        ("and drops the second", Ask(2, 22), Some(22)),
+        ("just before the end", At(1059), None),
+        ("still known", Ask(2, 99), Some(22)),
+        ("at the end", At(1060), None),
+        ("nobody answers, and stale is not enough", Away(2, false), None),
+        ("nobody answers, and stale must do", Away(2, true), Some(22)),
+        ("which confirms nothing", Away(2, false), None),
+        ("confirmed again", Ask(2, 32), Some(32)),
+        ("a no is final", At(1200), None),
+        ("said no", Denied(2), None),
+        ("gone, even if nobody answers now", Away(2, true), None),
+        ("and comes back by a yes only", Ask(2, 42), Some(42)),
+        ("a clock set back", At(900), None),
+        ("makes no key older than it is", Ask(2, 99), Some(42)),
+        ("nor does it live longer", At(1259), None),
+        ("known", Ask(2, 99), Some(42)),
+        ("a jump ahead, as after sleep", At(90_000), None),
+        ("everything is old", Ask(2, 52), Some(52)),
+    ];
+    let (cache, seconds) = cache(2, Some(60));
+    for (what, step, expected) in steps {
+        let denied = || Err(KeyError::Revoked("no".into()));
+        let outcome = match step {
+            At(second) => {
+                seconds.store(*second, Ordering::SeqCst);
+                continue;
+            }
+            Ask(name, byte) => cache.get_or_unwrap([*name; 32], || false, || Ok(key(*byte))),
+            Away(name, stale) => cache.get_or_unwrap([*name; 32], || *stale, missed),
+            Denied(name) => cache.get_or_unwrap([*name; 32], || true, denied),
+        };
+        assert_eq!(outcome.ok().map(|key| key.0.expose()[0]), *expected, "{what}");
+    }
+}
+
+#[test]
+fn a_key_in_use_outlives_its_eviction_and_is_wiped_with_its_last_user() {
+    use crate::sys::hook::freed_during;
+    let (cache, _) = cache(1, None);
+    let held = cache.get_or_unwrap([1; 32], || false, || Ok(key(5))).unwrap();
+    let freed = freed_during(|| cache.insert([2; 32], key(6)));
+    assert!(freed.is_empty(), "still in use");
+    assert_eq!(held.0.expose()[0], 5);
+    assert_eq!(freed_during(|| drop(held)), [vec![0; 32]]);
+    assert_eq!(freed_during(|| cache.clear()), [vec![0; 32]]);
+}
+
+#[test]
+fn what_was_asked_for_before_a_purge_does_not_land_after_it() {
+    let (cache, _) = cache(4, None);
+    let outcome = cache.get_or_unwrap(
+        [1; 32],
+        || false,
+        || {
+            cache.clear();
+            Ok(key(1))
+        },
+    );
+    assert_eq!(found(outcome), 1, "whoever asked gets it");
+    assert!(!cache.holds(&[1; 32]));
+    cache.insert([2; 32], key(2));
+    cache.get(&[2; 32]);
+    let facts = cache.facts();
+    assert_eq!((facts.keys, facts.hits, facts.misses), (1, 1, 1));
+}

@@ -13,9 +13,13 @@ struct Counting {
     name: Recipient,
     unwraps: AtomicU32,
     failure: Option<KeyError>,
+    remote: bool,
 }
 
 impl KeyProvider for Counting {
+    fn is_remote(&self) -> bool {
+        self.remote
+    }
     fn recipient(&self) -> Recipient {
         self.name.clone()
     }
@@ -47,6 +51,7 @@ fn counting(arn: &str, secret: u8, failure: Option<KeyError>) -> Arc<Counting> {
         },
         unwraps: AtomicU32::new(0),
         failure,
+        remote: false,
     })
 }
 

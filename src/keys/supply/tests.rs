@@ -83,3 +83,97 @@ fn many_threads_never_exceed_the_number() {
     }
     assert_eq!(f.made.load(Ordering::SeqCst), 20);
 }
+
+/// A supply for strict files that makes keys ahead.
+fn ahead() -> Fixture {
+    let f = fixture(1);
+    let (seconds, clock) = (f.seconds.clone(), f.seconds.clone());
+    let now: Clock = Arc::new(move || Duration::from_secs(clock.load(Ordering::SeqCst)));
+    Fixture { supply: Supply::new(1, 1, now), seconds, made: AtomicU64::new(0) }
+}
+
+impl Fixture {
+    /// Orders all that is wanted; how many that was.
+    fn order_all(&self) -> Vec<Order> {
+        std::iter::from_fn(|| self.supply.order()).collect()
+    }
+
+    fn key(&self) -> NewDataKey {
+        let made = Supply::new(1, 0, Arc::new(|| Duration::ZERO));
+        let number = self.made.fetch_add(1, Ordering::SeqCst) as u8;
+        made.take(|| {
+            let key = Arc::new(DataKey(Secret::random()));
+            let recipients = vec![];
+            let slot =
+                KeySlot { data_key_id: DataKeyId([number; 16]), commitment: [0; 32], recipients };
+            Ok(NewDataKey { key, slot })
+        })
+        .unwrap()
+    }
+}
+
+#[test]
+fn one_key_is_made_ahead_and_more_after_each_shortage() {
+    let f = ahead();
+    let orders = f.order_all();
+    assert_eq!(orders.len(), 1);
+    f.supply.deliver(orders[0], Some(f.key()));
+    assert!(f.order_all().is_empty(), "it is there");
+    assert!(f.supply.try_take().is_some());
+    assert_eq!(f.order_all().len(), 1, "the next one");
+    for depth in [2, 4, 8, 16, 32, 64, 64] {
+        assert!(f.supply.try_take().is_none(), "short");
+        assert_eq!(f.supply.facts().depth, depth);
+    }
+    assert_eq!(f.order_all().len(), 63, "one is being made already");
+}
+
+#[test]
+fn a_calm_supply_gets_shallow_again() {
+    let f = ahead();
+    for _ in 0..4 {
+        assert!(f.supply.try_take().is_none());
+    }
+    assert_eq!(f.supply.facts().depth, 16);
+    f.seconds.fetch_add(31, Ordering::SeqCst);
+    assert_eq!(f.order_all().len(), 8);
+    f.seconds.fetch_add(310, Ordering::SeqCst);
+    f.supply.order();
+    assert_eq!(f.supply.facts().depth, 4);
+}
+
+#[test]
+fn after_a_failure_nothing_is_made_ahead_for_a_moment() {
+    let f = ahead();
+    let orders = f.order_all();
+    f.supply.deliver(orders[0], None);
+    assert!(f.order_all().is_empty());
+    f.seconds.fetch_add(1, Ordering::SeqCst);
+    assert_eq!(f.order_all().len(), 1);
+}
+
+#[test]
+fn a_key_given_back_is_the_next_one() {
+    let f = ahead();
+    let (first, second) = (f.key(), f.key());
+    let id = first.slot.data_key_id;
+    let orders = f.order_all();
+    f.supply.deliver(orders[0], Some(second));
+    f.supply.give_back(first);
+    assert_eq!(f.supply.try_take().unwrap().slot.data_key_id, id);
+    let f = fixture(3);
+    let taken: Vec<u8> = (0..2).map(|_| f.take()).collect();
+    let key = f.supply.try_take().unwrap();
+    assert_eq!((taken, key.slot.data_key_id.0[0]), (vec![0, 0], 0));
+    f.supply.give_back(key);
+    assert_eq!((f.take(), f.take()), (0, 1), "three files, no more");
+}
+
+#[test]
+fn what_was_ordered_before_a_purge_is_not_taken_after_it() {
+    let f = ahead();
+    let orders = f.order_all();
+    f.supply.clear();
+    f.supply.deliver(orders[0], Some(f.key()));
+    assert_eq!(f.supply.facts().ready, 0);
+}

@@ -37,6 +37,8 @@ pub struct Entry {
     pub lost: bool,
     /// Who called.
     pub access_key: String,
+    /// Which program.
+    pub user_agent: String,
     /// As in the answer.
     pub request_id: String,
 }

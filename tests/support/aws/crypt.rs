@@ -170,6 +170,7 @@ fn generate_data_key(world: &World, call: &Call, plaintext: bool) -> Outcome {
     not_dry(call)?;
     let mut bytes = vec![0; len];
     getrandom::fill(&mut bytes).unwrap();
+    world.given_out.lock().insert(context.clone(), bytes.clone());
     answer(json!({
         "CiphertextBlob": seal(world, key, &bytes, &context), "KeyId": key.arn,
         "Plaintext": plaintext.then(|| BASE64.encode(&bytes)), "KeyMaterialId": current(key),
@@ -196,6 +197,7 @@ fn decrypt(world: &World, call: &Call) -> Outcome {
     let Some(blob) = blob else { return not_dry(call).map(|()| Value::Null) };
     let (plaintext, material) = open(world, key, &blob, &context)?;
     not_dry(call)?;
+    world.given_out.lock().insert(context, plaintext.clone());
     answer(json!({
         "KeyId": key.arn, "Plaintext": BASE64.encode(&plaintext), "KeyMaterialId": material,
         "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",

@@ -371,6 +371,12 @@ impl FakeAws {
         (tally.calls, tally.units)
     }
 
+    /// Every plaintext key that was given out, with its encryption context.
+    pub fn given_out(&self) -> Vec<(Context, Vec<u8>)> {
+        let world = self.shared.world.lock();
+        world.given_out.lock().clone().into_iter().collect()
+    }
+
     /// Calls that strict checking of encryption contexts refused.
     pub fn bad_contexts(&self) -> u64 {
         self.shared.world.lock().counters.bad_context

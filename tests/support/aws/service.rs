@@ -69,6 +69,7 @@ fn call(shared: &Shared, request: &Request, service: &Service, operation: &str) 
         code: String::new(),
         lost: false,
         access_key: String::new(),
+        user_agent: request.header("user-agent").unwrap_or_default().to_owned(),
         request_id: uuid(),
     };
     let id = entry.request_id.clone();

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use data_encoding::HEXLOWER;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::api::{Fault, now, random, uuid};
+use super::api::{Context, Fault, now, random, uuid};
 use super::counters::Counters;
 use super::faults::{Bucket, Rules, Switches};
 use super::principals::{ACCESS_KEY, Principal, SECRET_KEY};
@@ -213,6 +214,8 @@ pub struct World {
     pub counters: Counters,
     /// Under which the heads of blobs are sealed.
     pub service_key: [u8; 32],
+    /// Plaintext keys that were given out, by encryption context.
+    pub given_out: Mutex<BTreeMap<Context, Vec<u8>>>,
 }
 
 impl World {
@@ -230,6 +233,7 @@ impl World {
             rules: Rules::default(),
             counters: Counters::default(),
             service_key: random(),
+            given_out: Mutex::default(),
         }
     }
 
