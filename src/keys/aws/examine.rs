@@ -390,3 +390,6 @@ impl Patient<'_> {
 fn shown(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
+
+#[cfg(test)]
+mod tests;
