@@ -61,7 +61,7 @@ impl std::str::FromStr for Endpoint {
 }
 
 impl Route {
-    /// The endpoint of a Region, if it is not AWS's own.
+    /// Where the KMS of this Region is, unless at AWS's own endpoint.
     pub fn endpoint(&self, region: &str) -> Option<String> {
         let of = |wanted: Option<&str>| {
             self.endpoints.iter().rfind(|endpoint| endpoint.region.as_deref() == wanted)

@@ -153,10 +153,8 @@ impl Patient<'_> {
     fn endpoint(&mut self, fault: Option<&Fault>) {
         let seen = self.asking.seen();
         let region = self.arn.region();
-        let host = match (&seen.endpoint, &self.settings.route.endpoint(self.arn.region())) {
-            (Some(used), _) | (None, Some(used)) => used.clone(),
-            (None, None) => "AWS's own".to_owned(),
-        };
+        let host = seen.endpoint.or_else(|| self.settings.route.endpoint(region));
+        let host = host.unwrap_or_else(|| "AWS's own".to_owned());
         let mut kind = vec![];
         if host.contains("kms-fips.") {
             kind.push("FIPS");
@@ -392,3 +390,6 @@ impl Patient<'_> {
 fn shown(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
+
+#[cfg(test)]
+mod tests;
