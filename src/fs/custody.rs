@@ -11,7 +11,9 @@ use super::volume::Volume;
 use crate::crypto::{Gone, VolumeKey, VolumeKeys};
 use crate::keys::wait::waiting_between;
 use crate::keys::{KeyError, KeyFacts};
+use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Between two questions whose answer was no: one no may be a mistake of the moment.
@@ -19,6 +21,8 @@ const SECOND_THOUGHT: Duration = Duration::from_millis(300);
 /// How often is asked while nobody answers.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Open files that get their keys back at a time.
+const WORKERS: usize = 16;
 /// At most one complaint about keys in so long.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -48,7 +52,7 @@ impl Volume {
     /// no to somebody.
     pub fn wait_to_look(&self, interval: Duration) {
         let (silence, _) = self.keyring.silence();
-        let away = self.vault.keys().is_err();
+        let away = self.vault.keys().is_err() || self.any_locked();
         let due = match away || silence >= interval {
             true => interval.min(PATIENCE),
             false => interval - silence,
@@ -70,18 +74,28 @@ impl Volume {
         }
         let away = self.vault.keys().err();
         match answer {
-            Ok(key) if away.is_some() => Custody::Granted(key),
+            Ok(key) if away.is_some() || self.any_locked() => Custody::Granted(key),
             Ok(_) => Custody::Unchanged,
-            Err(error) if error.falls_through() => {
+            Err(KeyError::Revoked(_) | KeyError::Denied(_)) if away == Some(Gone::Revoked) => {
+                Custody::Unchanged
+            }
+            Err(error @ (KeyError::Revoked(_) | KeyError::Denied(_))) => {
+                Custody::Lost(Gone::Revoked, error)
+            }
+            // Anything else is no answer of the key's owner: an outage, however it comes about.
+            Err(error) => {
                 let (_, too_long) = self.keyring.silence();
                 match too_long && away.is_none() {
                     true => Custody::Lost(Gone::Unconfirmed, error),
                     false => Custody::Unchanged,
                 }
             }
-            Err(_) if away == Some(Gone::Revoked) => Custody::Unchanged,
-            Err(error) => Custody::Lost(Gone::Revoked, error),
         }
+    }
+
+    /// Did an open file not get its key back?
+    fn any_locked(&self) -> bool {
+        self.open_inodes().iter().any(|inode| is_locked(inode))
     }
 
     /// From now on no file is opened or made; open ones go on until [`Self::lock_keys`].
@@ -92,10 +106,17 @@ impl Volume {
     /// Drops every key. Unwritten changes of open files stay in memory, encrypted.
     pub fn lock_keys(&self, why: Gone) {
         self.vault.lock(why);
-        for inode in self.open_inodes() {
-            self.lock_if_gone(&inode);
-        }
         self.keyring.purge();
+        let mending = self.mending.at_work();
+        let open = self.open_inodes().into_iter().filter_map(|inode| inode.content());
+        let busy: Vec<_> = open.chain(mending).filter(|content| !content.try_lock(why)).collect();
+        // Somebody writes to these; a disk that hangs must not keep the keys of the others.
+        for content in busy {
+            let lock = move || content.lock(why);
+            if let Err(error) = std::thread::Builder::new().name("kmsfs-lock".into()).spawn(lock) {
+                log::error!("an open file keeps its key until it is idle: {error}");
+            }
+        }
     }
 
     /// What is opened while the keys go must not keep its own.
@@ -105,18 +126,38 @@ impl Volume {
         }
     }
 
-    /// Takes the keys back; open files get theirs again. The first failure is returned, and that file
-    /// stays locked until it is opened anew.
+    /// Takes the keys back; open files get theirs again, many at a time. The first failure is
+    /// returned; that file stays locked until the next look at the keys, or until it is opened anew.
     pub fn unlock_keys(&self, key: &VolumeKey) -> FsResult<()> {
-        self.vault.unlock(VolumeKeys::derive(key, self.id()));
-        self.keyring.open();
-        let mut first = Ok(());
-        for inode in self.open_inodes() {
-            if let Err(error) = self.unlock_content(&inode) {
-                first = first.and(Err(self.note(&inode, error)));
-            }
+        if self.vault.keys().is_err() {
+            self.vault.unlock(VolumeKeys::derive(key, self.id()));
+            self.keyring.open();
         }
-        first
+        self.unlock_open()
+    }
+
+    /// Gives open files their keys back as far as they can be had.
+    pub(super) fn unlock_open(&self) -> FsResult<()> {
+        let locked: Vec<_> = self.open_inodes().into_iter().filter(|i| is_locked(i)).collect();
+        let (next, first) = (AtomicUsize::new(0), Mutex::new(Ok(())));
+        let work = || {
+            while let Some(inode) = locked.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(error) = self.unlock_content(inode) {
+                    let mut first = first.lock();
+                    if first.is_ok() {
+                        *first = Err(error);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..WORKERS.min(locked.len()) {
+                // One that cannot be had is one fewer.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        first.into_inner()
     }
 
     /// Gives the content of an open file its keys back, if they are gone.
@@ -143,7 +184,10 @@ impl Volume {
             && self.is_news()
         {
             let file = opens.and_then(|ino| self.table.get(ino)).map(|i| self.plain_path(&i));
-            log::error!("{}: {error}", file.unwrap_or_else(|| "a new file".into()));
+            log::error!(
+                "{}: {error}",
+                file.unwrap_or_else(|| "an operation that needs a key".into())
+            );
         }
         outcome
     }
@@ -158,13 +202,18 @@ impl Volume {
         news
     }
 
-    /// Files and directories the kernel may have something cached of.
+    /// Files, directories and links the kernel may have something cached of.
     pub fn cached_inodes(&self) -> Vec<Ino> {
-        let cached = |kind| matches!(kind, FileKind::Regular | FileKind::Directory);
+        let cached =
+            |kind| matches!(kind, FileKind::Regular | FileKind::Directory | FileKind::Symlink);
         self.table.all().into_iter().filter(|inode| cached(inode.kind)).map(|i| i.ino).collect()
     }
 
     fn open_inodes(&self) -> Vec<Arc<Inode>> {
         self.open.lock().values().cloned().collect()
     }
+}
+
+fn is_locked(inode: &Inode) -> bool {
+    inode.content().is_some_and(|content| content.is_locked())
 }

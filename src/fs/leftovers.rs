@@ -72,6 +72,15 @@ pub(super) struct Mending {
     ending: AtomicBool,
     /// Held while a directory gets an id: two would each make half of the names unreadable.
     pub giving_id: Mutex<()>,
+    /// What is being read to see whether it is whole: it has keys.
+    reading: Mutex<Option<Arc<Content>>>,
+}
+
+impl Mending {
+    /// The content that is being looked into.
+    pub fn at_work(&self) -> Option<Arc<Content>> {
+        self.reading.lock().clone()
+    }
 }
 
 impl Default for Mending {
@@ -83,6 +92,7 @@ impl Default for Mending {
             moves: AtomicU64::new(0),
             ending: AtomicBool::new(false),
             giving_id: Mutex::default(),
+            reading: Mutex::default(),
         }
     }
 }
@@ -466,14 +476,20 @@ impl Volume {
         let next = header.next.as_ref().map(|slot| self.keyring.data_key(slot)).transpose()?;
         let opened = Content::open(self.ctx.clone(), storage.clone(), header, key, next, false);
         let content = match opened {
-            Ok(content) => content,
+            Ok(content) => Arc::new(content),
             Err(error @ (StoreError::Io(_) | StoreError::Gone(_))) => return Err(error.into()),
             Err(error) => return Ok(Some(error)),
         };
         let mut first = None;
-        content.verify(&mut |error| {
-            first.get_or_insert(error);
-        })?;
+        *self.mending.reading.lock() = Some(content.clone());
+        // Gone before they could see it.
+        let verified = self.keys().and_then(|_| {
+            Ok(content.verify(&mut |error| {
+                first.get_or_insert(error);
+            })?)
+        });
+        *self.mending.reading.lock() = None;
+        verified?;
         match first {
             Some(error @ (StoreError::Io(_) | StoreError::Gone(_))) => Err(error.into()),
             other => Ok(other),

@@ -16,6 +16,7 @@ use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,9 @@ use std::time::{Duration, Instant};
 const TRAILS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
 /// Files of one directory that are looked at.
 const FILES_MAX: usize = 65_536;
-/// How many keys are unwrapped at a time.
+/// How many keys of one directory are unwrapped at a time, and of all.
 const WORKERS: usize = 32;
+const WORKERS_MAX: usize = 64;
 /// Files ahead of the last one opened: at first, and at most.
 const WINDOW: (usize, usize) = (8, 256);
 /// Files that may be skipped between two that are opened one after another.
@@ -40,7 +42,11 @@ const NO_ROOM: Duration = Duration::from_millis(2);
 type Named = (Ino, Box<[u8]>);
 
 /// The followed directories.
-pub(super) struct LookAhead(Mutex<LruCache<Ino, Arc<Trail>>>);
+pub(super) struct LookAhead {
+    trails: Mutex<LruCache<Ino, Arc<Trail>>>,
+    /// Threads at work, for all directories together.
+    workers: AtomicUsize,
+}
 
 /// The openings in one directory.
 #[derive(Default)]
@@ -71,11 +77,11 @@ struct Run {
 
 impl LookAhead {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(LruCache::new(TRAILS)))
+        Self { trails: Mutex::new(LruCache::new(TRAILS)), workers: AtomicUsize::new(0) }
     }
 
     fn trail(&self, dir: Ino) -> Arc<Trail> {
-        self.0.lock().get_or_insert(dir, Arc::default).clone()
+        self.trails.lock().get_or_insert(dir, Arc::default).clone()
     }
 }
 
@@ -207,8 +213,17 @@ fn begin(volume: &Weak<Volume>, dir: &Arc<Inode>, trail: &Arc<Trail>, first: Ino
         steps.tried = None;
     }
     for _ in 1..WORKERS {
+        if strong.ahead.workers.fetch_add(1, Ordering::AcqRel) >= WORKERS_MAX {
+            strong.ahead.workers.fetch_sub(1, Ordering::AcqRel);
+            break;
+        }
         let (volume, dir, trail) = (volume.clone(), dir.clone(), trail.clone());
-        spawn(move || follow(&volume, &dir, &trail));
+        spawn(move || {
+            follow(&volume, &dir, &trail);
+            if let Some(volume) = volume.upgrade() {
+                volume.ahead.workers.fetch_sub(1, Ordering::AcqRel);
+            }
+        });
     }
     drop(strong);
     follow(volume, dir, trail);
@@ -240,6 +255,7 @@ fn next(trail: &Trail) -> Option<Box<[u8]>> {
             return Some(entry);
         }
         if run.next >= run.files.len() {
+            steps.run = None;
             return None;
         }
         if trail.moved.wait_for(&mut steps, IDLE).timed_out() {

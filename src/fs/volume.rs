@@ -279,6 +279,10 @@ impl Volume {
         if !self.writable() {
             return Ok(());
         }
+        if self.vault.keys().is_ok() {
+            // A file that did not get its key back with the others.
+            let _ = self.unlock_open();
+        }
         let lost = match self.commit_open() {
             // Nobody can encrypt it any more; what is committed must be put in its place all the same.
             Err(error @ (FsError::Gone(_) | FsError::Store(StoreError::Gone(_)))) => Some(error),
@@ -291,7 +295,7 @@ impl Volume {
         if lost.is_none() {
             self.commit_open()?;
         }
-        if self.marker_may_go() {
+        if lost.is_none() && self.marker_may_go() {
             if self.unclean {
                 // What was put right before the marker goes.
                 self.flush_backing()?;

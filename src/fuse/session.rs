@@ -236,6 +236,10 @@ impl Running {
         notify::stopping();
         self.signals.close();
         drop((committer, watch, metrics));
+        if let Some(file) = &self.metrics_file {
+            // Or it would go on telling of a mount that is no more.
+            let _ = std::fs::remove_file(file);
+        }
         if mending.is_some_and(|thread| thread.join().is_err()) {
             log::error!("what the last mount left was not put right: internal fault");
         }

@@ -113,6 +113,14 @@ pub fn name(arn: &KeyArn, epoch: u32) -> Recipient {
     Recipient { kind: RecipientKind::AwsKms, epoch, key_ref, wrapped: vec![] }
 }
 
+/// Who is to blame for a call that failed.
+enum Failure {
+    /// This host's own limit: KMS was not asked.
+    Here(KeyError),
+    /// KMS, or the way to it.
+    There(KeyError),
+}
+
 /// A plaintext key and its wrapped copy, as KMS answers.
 struct Wrapped {
     key: Option<Secret<32>>,
@@ -136,37 +144,49 @@ impl AwsKms {
         F: Future<Output = Result<T, Fault>> + Send,
     {
         let leave = self.breaker.admit()?;
-        let outcome = self.attempts(operation, request);
-        match &outcome {
-            Err(error) if error.falls_through() => leave.failed(error),
-            _ => leave.answered(),
+        match self.attempts(operation, request) {
+            Ok(answer) => {
+                leave.answered();
+                Ok(answer)
+            }
+            // KMS knows nothing of it.
+            Err(Failure::Here(error)) => Err(error),
+            Err(Failure::There(error)) if error.falls_through() => {
+                leave.failed(&error);
+                Err(error)
+            }
+            Err(Failure::There(error)) => {
+                leave.answered();
+                Err(error)
+            }
         }
-        outcome
     }
 
     fn attempts<T, F>(
         &self,
         operation: Operation,
         request: impl Fn(Client) -> F + Send + Clone + 'static,
-    ) -> Result<T, KeyError>
+    ) -> Result<T, Failure>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Fault>> + Send,
     {
+        let forgotten = self.connection.forgotten();
         let started = Instant::now();
         let left = || self.settings.deadline.saturating_sub(started.elapsed());
-        let mut pause = BACKOFF;
+        let (mut pause, mut attempt) = (BACKOFF, ATTEMPT);
         let mut renewed = false;
         loop {
             let Some(wait) = self.rate.reserve(operation.units(), left()) else {
                 let text = "this host's own share of the key store's quota is used up";
-                return Err(
-                    self.fail(operation, &Fault { class: Class::Throttled, text: text.into() })
-                );
+                let fault = Fault { class: Class::Throttled, text: text.into() };
+                return Err(Failure::Here(self.fail(operation, &fault)));
             };
             std::thread::sleep(wait);
-            // The first answer may need credentials, a name and a handshake first.
-            let limit = if self.calls.any_success() { ATTEMPT.min(left()) } else { left() };
+            // Longer each time: an answer that takes longer than the first limit is one, too.
+            let limit = if self.connection.is_warm() { attempt.min(left()) } else { left() };
+            attempt *= 2;
+            let generation = self.connection.generation();
             let (asked, request) = (Instant::now(), request.clone());
             let fault = match self.connection.run(limit, request) {
                 Ok(answer) => {
@@ -178,13 +198,14 @@ impl AwsKms {
             let error = self.fail(operation, &fault);
             if fault.class == Class::Credentials && !std::mem::replace(&mut renewed, true) {
                 // Others may have renewed them: they are looked for again.
-                self.connection.reset();
+                self.connection.renew(generation);
             }
             let again = fault.class.is_passing()
                 || (fault.class == Class::Denied && self.settings.may_be_new);
             pause = pause.min(BACKOFF_MAX);
-            if !again || left() <= pause {
-                return Err(error);
+            // What was forgotten meanwhile is not to be asked for once more.
+            if !again || left() <= pause || self.connection.forgotten() != forgotten {
+                return Err(Failure::There(error));
             }
             std::thread::sleep(jittered(pause));
             pause *= 2;
@@ -347,7 +368,7 @@ impl KeyProvider for AwsKms {
     }
 
     fn forget(&self) {
-        self.connection.reset();
+        self.connection.forget();
     }
 
     fn report(&self) -> Option<ProviderReport> {

@@ -88,14 +88,15 @@ impl Cache {
 
     /// The cached key, or what `unwrap` says; concurrent callers of one key share a single call. A key
     /// whose time is over is asked for again; if nobody answers and `may_be_stale`, it serves on.
-    /// Errors reach all callers and are not remembered.
+    /// Errors reach all callers and are not remembered. What comes of it is kept unless the cache was
+    /// purged since [`Self::purges`] was asked.
     pub fn get_or_unwrap(
         &self,
-        name: CacheKey,
+        (name, purges): (CacheKey, u64),
         may_be_stale: impl Fn() -> bool,
         unwrap: impl FnOnce() -> Outcome,
     ) -> Outcome {
-        let (flight, purges) = {
+        let flight = {
             let mut state = self.state.lock();
             if let Some(key) = self.fresh(&mut state, &name) {
                 self.hits.fetch_add(1, Ordering::Relaxed);
@@ -107,7 +108,7 @@ impl Cache {
             }
             let flight = Arc::<Flight>::default();
             state.flights.insert(name, flight.clone());
-            (flight, state.purges)
+            flight
         };
         self.misses.fetch_add(1, Ordering::Relaxed);
         let mut landing = Landing { cache: self, name, flight, purges, outcome: None };
@@ -125,10 +126,18 @@ impl Cache {
         outcome
     }
 
-    /// Puts a key that is known without asking (a new one).
-    pub fn insert(&self, name: CacheKey, key: Arc<DataKey>) {
+    /// Puts a key that is known without asking (a new one), unless the cache was purged since.
+    pub fn insert(&self, name: CacheKey, key: Arc<DataKey>, purges: u64) {
         let confirmed = (self.now)();
-        self.state.lock().keys.put(name, Entry { key, confirmed });
+        let mut state = self.state.lock();
+        if state.purges == purges {
+            state.keys.put(name, Entry { key, confirmed });
+        }
+    }
+
+    /// How often the cache was purged.
+    pub fn purges(&self) -> u64 {
+        self.state.lock().purges
     }
 
     /// Forgets every key; what is being unwrapped reaches those who wait for it, and nobody else.

@@ -223,14 +223,15 @@ impl Keyring {
             let work = move || {
                 let mut next = Some(order);
                 while let Some(order) = next {
+                    let making = shared.supply.carry_out(order);
                     let made = shared.is_open().and_then(|()| shared.make_data_key());
-                    shared.supply.deliver(order, made.ok());
+                    making.end(made.ok());
                     next = shared.supply.order();
                 }
             };
             let thread = std::thread::Builder::new().name("kmsfs-supply".into());
             if thread.spawn(work).is_err() {
-                return self.0.supply.deliver(order, None);
+                return self.0.supply.carry_out(order).end(None);
             }
         }
     }
@@ -362,6 +363,7 @@ impl Shared {
 
     fn data_key(&self, slot: &KeySlot, may_wait: bool) -> Result<Arc<DataKey>, KeyError> {
         let (name, copies) = self.named(slot)?;
+        let purges = self.cache.purges();
         self.is_open()?;
         if let Some(key) = wait::granted(&name).or_else(|| self.cache.get(&name)) {
             return Ok(key);
@@ -371,7 +373,7 @@ impl Shared {
         }
         let context = self.context(slot.data_key_id);
         let key = self.cache.get_or_unwrap(
-            name,
+            (name, purges),
             || !self.silence().1,
             || self.unwrap_first(&context, &copies).map(|key| Arc::new(DataKey(key))),
         );
@@ -490,6 +492,7 @@ impl Shared {
     }
 
     fn make_data_key(&self) -> Result<NewDataKey, KeyError> {
+        let purges = self.cache.purges();
         self.can_create()?;
         let id = DataKeyId(random_array());
         let context = self.context(id);
@@ -509,9 +512,7 @@ impl Shared {
         let key = Arc::new(DataKey(key));
         let slot = KeySlot { data_key_id: id, commitment: [0; 32], recipients };
         let (name, _) = self.named(&slot)?;
-        if self.closed.read().is_none() {
-            self.cache.insert(name, key.clone());
-        }
+        self.cache.insert(name, key.clone(), purges);
         Ok(NewDataKey { key, slot })
     }
 }

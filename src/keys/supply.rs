@@ -6,8 +6,11 @@
 use super::KeyError;
 use super::clock::Clock;
 use super::keyring::NewDataKey;
+use crate::format::DataKeyId;
+use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// A data key serves new files for at most this long.
@@ -19,7 +22,9 @@ const CALM: Duration = Duration::from_secs(30);
 /// Nothing is made ahead for so long after a failure.
 const HOLD_OFF: Duration = Duration::from_secs(1);
 /// How long a caller waits for a key somebody else is making before he makes his own.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Keys handed out of which is known when they were made.
+const HANDED: NonZeroUsize = NonZeroUsize::MIN.saturating_add(4095);
 
 /// Hands out data keys. Thread-safe.
 pub(super) struct Supply {
@@ -42,6 +47,8 @@ struct State {
     failed_at: Option<Duration>,
     /// Counts the purges: what was being made before one is dropped.
     purges: u64,
+    /// When the keys that were handed out were made; those it does not know are not taken back.
+    handed: LruCache<DataKeyId, Duration>,
 }
 
 struct Ready {
@@ -54,6 +61,42 @@ struct Ready {
 #[derive(Clone, Copy)]
 pub(super) struct Order {
     purges: u64,
+}
+
+/// Ends an order on every path, a panic of the maker included.
+pub(super) struct Making<'a> {
+    supply: &'a Supply,
+    order: Option<Order>,
+}
+
+impl Making<'_> {
+    /// With a key, or without one.
+    pub(super) fn end(mut self, made: Option<NewDataKey>) {
+        if let Some(order) = self.order.take() {
+            self.supply.settle(&mut self.supply.state.lock(), order, made);
+        }
+    }
+}
+
+impl Making<'_> {
+    /// With a key, of which one file is the caller's. In one step: in between somebody else could
+    /// take it, and two files have a key that is for one.
+    fn end_and_take(mut self, key: NewDataKey) -> NewDataKey {
+        let mut state = self.supply.state.lock();
+        if let Some(order) = self.order.take() {
+            self.supply.settle(&mut state, order, Some(key.clone()));
+        }
+        // None only after a purge, which made this one nobody else's.
+        self.supply.take_ready(&mut state).unwrap_or(key)
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        if let Some(order) = self.order.take() {
+            self.supply.settle(&mut self.supply.state.lock(), order, None);
+        }
+    }
 }
 
 /// The supply at a glance.
@@ -76,6 +119,7 @@ impl Supply {
             short_at: now(),
             failed_at: None,
             purges: 0,
+            handed: LruCache::sparse(HANDED),
         };
         let (state, delivered) = (Mutex::new(state), Condvar::new());
         Self { files_per_key: files_per_key.max(1), shallowest: ahead, now, state, delivered }
@@ -108,14 +152,9 @@ impl Supply {
             state.making += 1;
             let order = Order { purges: state.purges };
             drop(state);
-            let made = make();
-            state = self.state.lock();
-            self.settle(&mut state, order, made.as_ref().ok().cloned());
-            match made {
-                // Whatever happened meanwhile, this one is ours.
-                Ok(key) => return Ok(self.take_ready(&mut state).unwrap_or(key)),
-                Err(error) => return Err(error),
-            }
+            let making = Making { supply: self, order: Some(order) };
+            let key = make()?;
+            return Ok(making.end_and_take(key));
         }
     }
 
@@ -125,10 +164,9 @@ impl Supply {
         let same = |ready: &&mut Ready| ready.key.slot.data_key_id == key.slot.data_key_id;
         if let Some(ready) = state.ready.iter_mut().find(same) {
             ready.left += 1;
-            return;
+        } else if let Some(born) = state.handed.get(&key.slot.data_key_id).copied() {
+            state.ready.push_front(Ready { key, left: 1, born });
         }
-        let born = (self.now)();
-        state.ready.push_front(Ready { key, left: 1, born });
     }
 
     /// Undertakes to make a key ahead, if one is wanted.
@@ -153,9 +191,9 @@ impl Supply {
         Some(Order { purges: state.purges })
     }
 
-    /// Ends an order: with a key, or without one.
-    pub(super) fn deliver(&self, order: Order, made: Option<NewDataKey>) {
-        self.settle(&mut self.state.lock(), order, made);
+    /// Begins to carry out an order.
+    pub(super) fn carry_out(&self, order: Order) -> Making<'_> {
+        Making { supply: self, order: Some(order) }
     }
 
     /// Forgets all keys.
@@ -163,6 +201,7 @@ impl Supply {
         let mut state = self.state.lock();
         state.purges += 1;
         state.ready.clear();
+        state.handed.clear();
     }
 
     /// The supply at a glance.
@@ -187,8 +226,9 @@ impl Supply {
             let young = now.saturating_sub(first.born) < LIFETIME;
             if first.left > 0 && young {
                 first.left -= 1;
-                let key = first.key.clone();
-                if first.left == 0 {
+                let (key, born, used_up) = (first.key.clone(), first.born, first.left == 0);
+                state.handed.put(key.slot.data_key_id, born);
+                if used_up {
                     state.ready.pop_front();
                 }
                 return Some(key);

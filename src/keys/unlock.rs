@@ -121,15 +121,19 @@ impl Expect {
         if self.keys.is_empty() {
             return Ok(());
         }
-        let is_kms = |r: &&Recipient| r.kind == RecipientKind::AwsKms;
-        let named = descriptor.allowed.iter().chain(&descriptor.volume_keys).filter(is_kms);
-        let mut named = named.map(describe_recipient).peekable();
-        if named.peek().is_none() {
+        let kms = |list: &[Recipient]| -> Vec<String> {
+            let kms = list.iter().filter(|r| r.kind == RecipientKind::AwsKms);
+            kms.map(describe_recipient).collect()
+        };
+        let (allowed, copies) = (kms(&descriptor.allowed), kms(&descriptor.volume_keys));
+        // Whoever forged the descriptor may have named the key in one place only.
+        if !allowed.iter().any(|key| copies.contains(key)) {
             return Err(UnlockError::Unexpected(format!(
                 "this volume has no KMS key, and {} is expected",
                 self.keys.join(" or ")
             )));
         }
+        let mut named = allowed.into_iter().chain(copies);
         match named.find(|key| !self.keys.contains(key)) {
             Some(stranger) => Err(UnlockError::Unexpected(format!(
                 "this volume names the KMS key {stranger}, which is not an expected one ({}); if \

@@ -76,6 +76,10 @@ impl Ways {
                 ways.master = Some(opened);
                 Ok((volume_key, ways))
             }
+            None if pinned => Err(KeyError::NotOurs(format!(
+                "this volume has no KMS key, and {} is expected",
+                options.expect.keys.join(" or ")
+            ))),
             None => ways.with_master(descriptor, options),
         }
     }

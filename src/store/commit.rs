@@ -150,8 +150,11 @@ impl State {
     fn write_state(&mut self) -> Result<(), StoreError> {
         let result = self.hash_tree(self.header.generation + 1).and_then(|(tree, top)| {
             let header = self.next_header(&top.hash)?;
-            let keys = self.ctx.keys.keys()?;
-            let bytes = header.encode(self.ctx.layout, |b| keys.header_mac(b))?;
+            let bytes = {
+                // Not kept while it is written: a disk that hangs must not keep keys in memory.
+                let keys = self.ctx.keys.keys()?;
+                header.encode(self.ctx.layout, |b| keys.header_mac(b))?
+            };
             let plan = self.plan(&bytes, &tree);
             let end = plan.images.last().map_or(0, Image::end);
             let settle = self.carry_out(plan, &header)?;

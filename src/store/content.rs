@@ -139,6 +139,11 @@ impl Content {
     pub fn lock(&self, why: Gone) {
         self.state.write().lock(why);
     }
+    /// As [`Self::lock`], unless somebody is at work on the file: whether it was done.
+    pub fn try_lock(&self, why: Gone) -> bool {
+        let state = self.state.try_write();
+        state.map(|mut state| state.lock(why)).is_some()
+    }
     /// Gives the data keys of [`Self::slots`] back.
     pub fn unlock(
         &self,
@@ -267,7 +272,7 @@ impl Content {
     pub fn verify(&self, bad: &mut dyn FnMut(StoreError)) -> Result<(), StoreError> {
         let mut steps = self.usable()?.verify_start(bad);
         while let Some(step) = steps.pop() {
-            self.state.write().verify_step(step, &mut steps, bad);
+            self.usable()?.verify_step(step, &mut steps, bad);
         }
         Ok(())
     }

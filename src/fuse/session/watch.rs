@@ -6,12 +6,15 @@
 use super::super::control::Control;
 use crate::fs::{Custody, Gone, Volume};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Threads that make the kernel drop its caches.
+const DROPPERS: usize = 4;
 /// Least time between two questions.
 const LEAST: Duration = Duration::from_millis(500);
 /// Time that what programs have written gets to reach the disk before the keys go.
@@ -70,37 +73,69 @@ impl Watcher {
                 return;
             }
             let looked = Instant::now();
-            match self.volume.look_at_keys() {
-                Custody::Unchanged => {}
-                Custody::Lost(why, error) => {
-                    log::error!("{}: {error}", why);
-                    self.volume.refuse_keys(&error);
-                    self.take_away(why);
-                }
-                Custody::Granted(key) => {
-                    // Pages that could not be read are not remembered as such by the kernel.
-                    match self.volume.unlock_keys(&key) {
-                        Ok(()) => log::warn!("the volume's key is granted again"),
-                        Err(error) => log::error!(
-                            "the volume's key is granted again, but an open file stays locked: {error}"
-                        ),
-                    }
-                }
+            // Whatever goes wrong here, the next look comes.
+            if catch_unwind(AssertUnwindSafe(|| self.look())).is_err() {
+                log::error!("looking after the volume's key failed by an internal fault");
             }
             // However often somebody is told no.
             std::thread::sleep(LEAST.saturating_sub(looked.elapsed()));
         }
     }
 
+    fn look(&self) {
+        match self.volume.look_at_keys() {
+            Custody::Unchanged => {}
+            Custody::Lost(why, error) => {
+                log::error!("{why}: {error}");
+                self.volume.refuse_keys(&error);
+                self.take_away(why);
+            }
+            Custody::Granted(key) => match self.volume.unlock_keys(&key) {
+                Ok(()) => log::warn!("the volume's key is granted again"),
+                Err(error) => log::error!(
+                    "the volume's key is granted again, but open files stay locked until theirs can \
+                     be had: {error}"
+                ),
+            },
+        }
+    }
+
     fn take_away(&self, why: Gone) {
         self.last_flush();
         self.volume.lock_keys(why);
+        self.drop_caches();
+    }
+
+    /// A file whose request hangs must not keep the pages of the others.
+    fn drop_caches(&self) {
         let inodes = self.volume.cached_inodes();
-        let number = inodes.len();
-        inodes.into_iter().for_each(|ino| self.control.write_back(ino));
+        let (sender, dropped) = channel();
+        for share in inodes.chunks(inodes.len().div_ceil(DROPPERS).max(1)) {
+            let (control, sender, share) =
+                (Arc::clone(&self.control), sender.clone(), share.to_vec());
+            let work = move || {
+                share.into_iter().for_each(|ino| control.write_back(ino));
+                let _ = sender.send(());
+            };
+            if let Err(error) = std::thread::Builder::new().name("kmsfs-drop".into()).spawn(work) {
+                log::error!("the kernel keeps what it has cached: {error}");
+            }
+        }
+        drop(sender);
+        let started = Instant::now();
+        let left = || LAST_FLUSH.saturating_sub(started.elapsed());
+        let end = loop {
+            if let Err(end) = dropped.recv_timeout(left()) {
+                break end;
+            }
+        };
+        if end == RecvTimeoutError::Timeout {
+            log::error!("the kernel has not dropped everything it has cached yet; it goes on");
+        }
         log::warn!(
-            "keys dropped, and the kernel's cache of {number} files and directories; the volume is \
-             locked until its key is granted again"
+            "keys dropped, and the kernel's cache of {} files, directories and links; the volume is \
+             locked until its key is granted again",
+            inodes.len()
         );
     }
 

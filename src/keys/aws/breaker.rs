@@ -25,11 +25,14 @@ struct State {
     open: Option<(Duration, KeyError)>,
     /// Somebody is out to see.
     trial: bool,
+    /// Counts the changes: what was begun before one says nothing about the time after it.
+    changes: u64,
 }
 
 /// Leave to call; says what came of it.
 pub struct Leave<'a> {
     breaker: &'a Breaker,
+    changes: u64,
     told: bool,
 }
 
@@ -48,7 +51,7 @@ impl Breaker {
             }
             state.trial = true;
         }
-        Ok(Leave { breaker: self, told: false })
+        Ok(Leave { breaker: self, changes: state.changes, told: false })
     }
 
     /// Are callers turned away?
@@ -61,19 +64,26 @@ impl Leave<'_> {
     /// The call was answered, kindly or not.
     pub fn answered(mut self) {
         self.told = true;
-        *self.breaker.state.lock() = State::default();
+        let mut state = self.breaker.state.lock();
+        let changes = state.changes + u64::from(state.open.is_some());
+        *state = State { changes, ..State::default() };
     }
 
     /// It was not.
     pub fn failed(mut self, error: &KeyError) {
         self.told = true;
-        self.breaker.fail(error.clone());
+        self.breaker.fail(error.clone(), self.changes);
     }
 }
 
 impl Breaker {
-    fn fail(&self, error: KeyError) {
+    fn fail(&self, error: KeyError, changes: u64) {
         let mut state = self.state.lock();
+        if state.changes != changes {
+            // Many failed of the same cause; the first one was counted.
+            return;
+        }
+        state.changes += 1;
         let pause = (FIRST * 2u32.saturating_pow(state.failures)).min(LAST);
         state.failures = (state.failures + 1).min(10);
         state.open = Some(((self.now)() + pause, error));
@@ -84,8 +94,9 @@ impl Breaker {
 /// A caller that panicked must not keep the trial for ever.
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        if !self.told {
-            self.breaker.state.lock().trial = false;
+        let mut state = self.breaker.state.lock();
+        if !self.told && state.changes == self.changes {
+            state.trial = false;
         }
     }
 }
@@ -115,6 +126,19 @@ mod tests {
         set(Duration::from_secs(3));
         breaker.admit().ok().unwrap().answered();
         assert!(!breaker.is_open() && breaker.admit().is_ok());
+    }
+
+    #[test]
+    fn one_outage_is_one_failure_however_many_meet_it() {
+        let (clock, set) = hand_clock();
+        let breaker = Breaker::new(clock);
+        let all: Vec<_> = (0..64).map(|_| breaker.admit().ok().unwrap()).collect();
+        all.into_iter().for_each(|leave| leave.failed(&lost()));
+        set(FIRST);
+        let trial = breaker.admit().ok().expect("after the first pause");
+        assert!(breaker.admit().is_err());
+        trial.answered();
+        assert!(!breaker.is_open());
     }
 
     #[test]

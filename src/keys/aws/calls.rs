@@ -91,11 +91,6 @@ impl Calls {
         state.last_error = Some(sentence.to_owned());
     }
 
-    /// Has any call been answered yet?
-    pub fn any_success(&self) -> bool {
-        self.state.lock().last_success.is_some()
-    }
-
     /// The counters now.
     pub fn facts(&self) -> CallFacts {
         let now = (self.now)();

@@ -120,7 +120,10 @@ pub fn of_answer(code: &str, message: &str, status: u16) -> Class {
         | "NotAuthorized"
         | "OptInRequired" => Class::Credentials,
         "InvalidCiphertextException" | "IncorrectKeyException" => Class::Tampered,
-        _ if status >= 500 => Class::Transient,
+        _ if status == 429 => Class::Throttled,
+        // A proxy's answer, for example, has no code at all.
+        "" => Class::Transient,
+        _ if status >= 500 || status == 408 => Class::Transient,
         _ => Class::Misconfigured,
     }
 }
@@ -166,6 +169,9 @@ mod tests {
             ("DependencyTimeoutException", "", 503, Transient),
             ("KeyUnavailableException", "", 500, Transient),
             ("Strange", "", 502, Transient),
+            ("Strange", "", 408, Transient),
+            ("Strange", "", 429, Throttled),
+            ("", "", 403, Transient),
             ("ExpiredTokenException", "", 400, Credentials),
             ("UnrecognizedClientException", "", 400, Credentials),
             ("InvalidCiphertextException", "", 400, Tampered),

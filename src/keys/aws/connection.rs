@@ -18,6 +18,7 @@ use aws_sdk_kms::{Client, Config};
 use parking_lot::Mutex;
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -83,6 +84,12 @@ pub struct Connection {
     region: String,
     route: Route,
     live: Mutex<Option<Live>>,
+    /// Counts the connections made.
+    generation: AtomicU64,
+    /// Counts the times all was to be forgotten.
+    forgotten: AtomicU64,
+    /// The present one has brought an answer.
+    warm: AtomicBool,
 }
 
 struct Live {
@@ -93,15 +100,18 @@ struct Live {
 impl Connection {
     /// Nothing is asked of the network yet.
     pub fn new(region: &str, route: Route) -> Self {
-        Self { region: region.to_owned(), route, live: Mutex::default() }
+        let (generation, forgotten) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (live, warm) = (Mutex::default(), AtomicBool::new(false));
+        Self { region: region.to_owned(), route, live, generation, forgotten, warm }
     }
 
     /// Calls a client of the caller's.
     #[cfg(test)]
     pub fn to(client: Client) -> io::Result<Self> {
         let runtime = runtime()?;
-        let live = Mutex::new(Some(Live { client, runtime }));
-        Ok(Self { region: "us-east-1".into(), route: Route::default(), live })
+        let connection = Self::new("us-east-1", Route::default());
+        *connection.live.lock() = Some(Live { client, runtime });
+        Ok(connection)
     }
 
     /// Sends a request and waits for its answer, `limit` at most.
@@ -121,21 +131,62 @@ impl Connection {
             // A caller that has gone needs no answer.
             let _ = sender.send(answer.unwrap_or_else(|_| Err(no_answer(limit))));
         });
-        answer.recv_timeout(limit + SLACK).unwrap_or_else(|_| Err(no_answer(limit)))
+        let answer = answer.recv_timeout(limit + SLACK).unwrap_or_else(|_| Err(no_answer(limit)));
+        if answer.is_ok() {
+            self.warm.store(true, Ordering::Relaxed);
+        }
+        answer
     }
 
-    /// Drops connections, credentials and everything the SDK holds; the next request begins anew.
-    pub fn reset(&self) {
-        if let Some(live) = self.live.lock().take() {
-            live.end();
+    /// Has the present connection brought an answer? Before that, credentials, a name and a handshake
+    /// may have to be had first.
+    pub fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::Relaxed)
+    }
+
+    /// Which connection is in use.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Drops connection and credentials, unless that has been done since `generation`; the next request
+    /// begins anew.
+    pub fn renew(&self, generation: u64) {
+        let mut live = self.live.lock();
+        if self.generation() != generation {
+            return;
         }
+        let old = self.take(&mut live);
+        drop(live);
+        old.map(Live::end);
+    }
+
+    /// Drops everything the SDK holds of answers. Calls under way are given up.
+    pub fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
+        let mut live = self.live.lock();
+        let old = self.take(&mut live);
+        drop(live);
+        old.map(Live::end);
+    }
+
+    /// How often all was to be forgotten.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Acquire)
+    }
+
+    fn take(&self, live: &mut Option<Live>) -> Option<Live> {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.warm.store(false, Ordering::Relaxed);
+        live.take()
     }
 
     fn live(&self) -> Result<(Client, tokio::runtime::Handle), Fault> {
         let mut live = self.live.lock();
         if live.is_none() {
             *live = Some(Live::start(&self.region, &self.route).map_err(|e| Fault {
-                class: Class::Misconfigured,
+                // Threads or descriptors are short for the moment.
+                class: Class::Transient,
                 text: format!("the AWS client cannot be started: {e}"),
             })?);
         }
@@ -148,7 +199,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.reset();
+        self.forget();
     }
 }
 
@@ -230,8 +281,8 @@ where
         SdkError::ServiceError(answer) => {
             let (code, message) = (answer.err().code(), answer.err().message());
             let status = answer.raw().status().as_u16();
-            let code = code.unwrap_or("an error without a code");
-            let class = of_answer(code, message.unwrap_or_default(), status);
+            let class = of_answer(code.unwrap_or_default(), message.unwrap_or_default(), status);
+            let code = code.map_or_else(|| format!("HTTP status {status}"), str::to_owned);
             let said = message.map_or_else(String::new, |m| format!(": {}", harmless(m)));
             Fault { class, text: format!("{code}{said}{id}") }
         }

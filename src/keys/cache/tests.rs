@@ -27,31 +27,31 @@ fn missed() -> Outcome {
 #[test]
 fn a_key_is_asked_for_once_and_then_known() {
     let (cache, _) = cache(4, None);
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, || Ok(key(7)))), 7);
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 7);
-    assert!(cache.get_or_unwrap([2; 32], || false, missed).is_err());
-    cache.insert([2; 32], key(8));
-    assert_eq!(found(cache.get_or_unwrap([2; 32], || false, missed)), 8);
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, || Ok(key(7)))), 7);
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed)), 7);
+    assert!(cache.get_or_unwrap(([2; 32], cache.purges()), || false, missed).is_err());
+    cache.insert([2; 32], key(8), cache.purges());
+    assert_eq!(found(cache.get_or_unwrap(([2; 32], cache.purges()), || false, missed)), 8);
     cache.clear();
-    assert!(cache.get_or_unwrap([1; 32], || false, missed).is_err());
+    assert!(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed).is_err());
 }
 
 #[test]
 fn the_least_recently_used_key_goes_first() {
     let (cache, _) = cache(2, None);
-    cache.insert([1; 32], key(1));
-    cache.insert([2; 32], key(2));
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 1);
-    cache.insert([3; 32], key(3));
-    assert!(cache.get_or_unwrap([2; 32], || false, missed).is_err());
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 1);
+    cache.insert([1; 32], key(1), cache.purges());
+    cache.insert([2; 32], key(2), cache.purges());
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed)), 1);
+    cache.insert([3; 32], key(3), cache.purges());
+    assert!(cache.get_or_unwrap(([2; 32], cache.purges()), || false, missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed)), 1);
 }
 
 #[test]
 fn errors_are_not_remembered() {
     let (cache, _) = cache(2, None);
-    assert!(cache.get_or_unwrap([1; 32], || false, missed).is_err());
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, || Ok(key(5)))), 5);
+    assert!(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed).is_err());
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, || Ok(key(5)))), 5);
 }
 
 #[test]
@@ -61,11 +61,11 @@ fn age_counts_from_before_the_unwrap() {
         seconds.fetch_add(50, Ordering::SeqCst);
         Ok(key(1))
     };
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, slow)), 1);
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, slow)), 1);
     seconds.fetch_add(9, Ordering::SeqCst);
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, missed)), 1);
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed)), 1);
     seconds.fetch_add(1, Ordering::SeqCst);
-    assert!(cache.get_or_unwrap([1; 32], || false, missed).is_err());
+    assert!(cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed).is_err());
 }
 
 /// All threads are let into the cache while the one unwrap is held back until nobody else can still
@@ -81,7 +81,7 @@ fn sixty_four_threads_share_one_unwrap() {
                     scope.spawn(|| {
                         start.wait();
                         cache.get_or_unwrap(
-                            [1; 32],
+                            ([1; 32], cache.purges()),
                             || false,
                             || {
                                 calls.fetch_add(1, Ordering::SeqCst);
@@ -116,7 +116,7 @@ fn a_panic_in_the_provider_strands_nobody() {
     std::thread::scope(|scope| {
         let leader = scope.spawn(|| {
             cache.get_or_unwrap(
-                [1; 32],
+                ([1; 32], cache.purges()),
                 || false,
                 || {
                     waiting();
@@ -127,11 +127,12 @@ fn a_panic_in_the_provider_strands_nobody() {
         while cache.state.lock().flights.is_empty() {
             std::thread::yield_now();
         }
-        let follower = scope.spawn(|| cache.get_or_unwrap([1; 32], || false, missed));
+        let follower =
+            scope.spawn(|| cache.get_or_unwrap(([1; 32], cache.purges()), || false, missed));
         assert!(leader.join().is_err());
         assert!(matches!(follower.join().expect("no panic"), Err(KeyError::Unavailable(_))));
     });
-    assert_eq!(found(cache.get_or_unwrap([1; 32], || false, || Ok(key(2)))), 2);
+    assert_eq!(found(cache.get_or_unwrap(([1; 32], cache.purges()), || false, || Ok(key(2)))), 2);
 }
 
 #[test]
@@ -188,9 +189,13 @@ fn capacity_expiry_use_and_clock_by_table() {
                 seconds.store(*second, Ordering::SeqCst);
                 continue;
             }
-            Ask(name, byte) => cache.get_or_unwrap([*name; 32], || false, || Ok(key(*byte))),
-            Away(name, stale) => cache.get_or_unwrap([*name; 32], || *stale, missed),
-            Denied(name) => cache.get_or_unwrap([*name; 32], || true, denied),
+            Ask(name, byte) => {
+                cache.get_or_unwrap(([*name; 32], cache.purges()), || false, || Ok(key(*byte)))
+            }
+            Away(name, stale) => {
+                cache.get_or_unwrap(([*name; 32], cache.purges()), || *stale, missed)
+            }
+            Denied(name) => cache.get_or_unwrap(([*name; 32], cache.purges()), || true, denied),
         };
         assert_eq!(outcome.ok().map(|key| key.0.expose()[0]), *expected, "{what}");
     }
@@ -200,8 +205,8 @@ fn capacity_expiry_use_and_clock_by_table() {
 fn a_key_in_use_outlives_its_eviction_and_is_wiped_with_its_last_user() {
     use crate::sys::hook::freed_during;
     let (cache, _) = cache(1, None);
-    let held = cache.get_or_unwrap([1; 32], || false, || Ok(key(5))).unwrap();
-    let freed = freed_during(|| cache.insert([2; 32], key(6)));
+    let held = cache.get_or_unwrap(([1; 32], cache.purges()), || false, || Ok(key(5))).unwrap();
+    let freed = freed_during(|| cache.insert([2; 32], key(6), cache.purges()));
     assert!(freed.is_empty(), "still in use");
     assert_eq!(held.0.expose()[0], 5);
     assert_eq!(freed_during(|| drop(held)), [vec![0; 32]]);
@@ -212,7 +217,7 @@ fn a_key_in_use_outlives_its_eviction_and_is_wiped_with_its_last_user() {
 fn what_was_asked_for_before_a_purge_does_not_land_after_it() {
     let (cache, _) = cache(4, None);
     let outcome = cache.get_or_unwrap(
-        [1; 32],
+        ([1; 32], cache.purges()),
         || false,
         || {
             cache.clear();
@@ -221,7 +226,7 @@ fn what_was_asked_for_before_a_purge_does_not_land_after_it() {
     );
     assert_eq!(found(outcome), 1, "whoever asked gets it");
     assert!(!cache.holds(&[1; 32]));
-    cache.insert([2; 32], key(2));
+    cache.insert([2; 32], key(2), cache.purges());
     cache.get(&[2; 32]);
     let facts = cache.facts();
     assert_eq!((facts.keys, facts.hits, facts.misses), (1, 1, 1));

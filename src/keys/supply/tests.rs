@@ -117,7 +117,7 @@ fn one_key_is_made_ahead_and_more_after_each_shortage() {
     let f = ahead();
     let orders = f.order_all();
     assert_eq!(orders.len(), 1);
-    f.supply.deliver(orders[0], Some(f.key()));
+    f.supply.carry_out(orders[0]).end(Some(f.key()));
     assert!(f.order_all().is_empty(), "it is there");
     assert!(f.supply.try_take().is_some());
     assert_eq!(f.order_all().len(), 1, "the next one");
@@ -146,7 +146,7 @@ fn a_calm_supply_gets_shallow_again() {
 fn after_a_failure_nothing_is_made_ahead_for_a_moment() {
     let f = ahead();
     let orders = f.order_all();
-    f.supply.deliver(orders[0], None);
+    f.supply.carry_out(orders[0]).end(None);
     assert!(f.order_all().is_empty());
     f.seconds.fetch_add(1, Ordering::SeqCst);
     assert_eq!(f.order_all().len(), 1);
@@ -155,12 +155,15 @@ fn after_a_failure_nothing_is_made_ahead_for_a_moment() {
 #[test]
 fn a_key_given_back_is_the_next_one() {
     let f = ahead();
-    let (first, second) = (f.key(), f.key());
+    let orders = f.order_all();
+    f.supply.carry_out(orders[0]).end(Some(f.key()));
+    let first = f.supply.try_take().unwrap();
     let id = first.slot.data_key_id;
     let orders = f.order_all();
-    f.supply.deliver(orders[0], Some(second));
+    f.supply.carry_out(orders[0]).end(Some(f.key()));
     f.supply.give_back(first);
     assert_eq!(f.supply.try_take().unwrap().slot.data_key_id, id);
+    assert_ne!(f.supply.try_take().unwrap().slot.data_key_id, id);
     let f = fixture(3);
     let taken: Vec<u8> = (0..2).map(|_| f.take()).collect();
     let key = f.supply.try_take().unwrap();
@@ -174,6 +177,34 @@ fn what_was_ordered_before_a_purge_is_not_taken_after_it() {
     let f = ahead();
     let orders = f.order_all();
     f.supply.clear();
-    f.supply.deliver(orders[0], Some(f.key()));
+    f.supply.carry_out(orders[0]).end(Some(f.key()));
     assert_eq!(f.supply.facts().ready, 0);
+}
+
+#[test]
+fn a_key_given_back_is_as_old_as_it_was_and_none_comes_back_after_a_purge() {
+    let f = fixture(1);
+    assert_eq!(f.take(), 0);
+    let key = || f.supply.take(|| Ok(f.key())).unwrap();
+    let held = key();
+    f.seconds.fetch_add(3600, Ordering::SeqCst);
+    f.supply.give_back(held);
+    assert!(f.supply.try_take().is_none(), "an hour old");
+    let held = key();
+    f.supply.clear();
+    f.supply.give_back(held);
+    assert!(f.supply.try_take().is_none(), "from before the purge");
+}
+
+#[test]
+fn a_maker_that_panics_leaves_no_order_behind() {
+    let f = ahead();
+    let orders = f.order_all();
+    let panics = std::panic::AssertUnwindSafe(|| {
+        let _making = f.supply.carry_out(orders[0]);
+        panic!("a provider's bug");
+    });
+    assert!(std::panic::catch_unwind(panics).is_err());
+    f.seconds.fetch_add(1, Ordering::SeqCst);
+    assert_eq!(f.order_all().len(), 1);
 }
