@@ -94,8 +94,9 @@ pub fn run(args: InitArgs) -> anyhow::Result<()> {
         KeySpec::Keyfile(path) => Some(path.clone()),
         _ => None,
     };
-    let options = KeyOptions { passphrase_file, keyfile, identity: None, kms: args.kms.clone() }
-        .creation_options();
+    let options =
+        KeyOptions { passphrase_file, keyfile, kms: args.kms.clone(), ..KeyOptions::default() }
+            .creation_options();
     let refused = |error| unlock_error(error, &args.dir);
     let descriptor = unlock::create(volume, params(&args)?, &args.key, &args.recipient, &options)
         .map_err(refused)?;

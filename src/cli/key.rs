@@ -21,7 +21,7 @@ use crate::fs::{Access, journal};
 use crate::keys::aws;
 use crate::keys::unlock::UnlockError;
 use crate::keys::x25519::X25519;
-use crate::keys::{Editor, KeyError, KeySpec, UnlockOptions, keyfile, same_key};
+use crate::keys::{Editor, KeyError, KeySpec, UnlockOptions, keyfile, same_key, unlock};
 
 use super::exit::{DAMAGE, failure};
 use super::output::{Out, hex, note};
@@ -160,13 +160,20 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let descriptor_changed = change(args, &mut editor, &options).map_err(refused)?;
     let recipients_changed = editor.descriptor().allowed != recipients;
     let bytes = editor.finish().map_err(refused)?;
+    let options = still_valid(options, &args.key, &bytes).map_err(refused)?;
     if descriptor_changed {
+        // Or the last key that works may be the one that goes.
+        unlock(&bytes, &options).map_err(|error| {
+            let refused = refused(error);
+            failure(refused.exit_code, format!("{}; nothing was changed", refused.message))
+        })?;
         write_descriptor(&root, &args.dir, &bytes)?;
     }
     let generation = generation_of(&bytes).map_err(refused)?;
     let (headers, rewritten, problems) = (0, 0, Vec::new());
     let mut edited = Edited { descriptor_changed, generation, headers, rewritten, problems };
-    if recipients_changed || args.key.is_recipient() {
+    // What was right already may have been left by a sweep that was interrupted.
+    if recipients_changed || args.key.is_recipient() || !descriptor_changed {
         let tree = Tree::unlock(root, &args.dir, &bytes, Access::ReadWrite, &options)?;
         let (swept, problems) = sweep(&tree, before, args.json).with_context(|| {
             let again = "run the same command again to finish the file headers";
@@ -191,12 +198,13 @@ fn add(args: &EditArgs, editor: &mut Editor, options: &UnlockOptions) -> Result<
             return Ok(false);
         }
         KeySpec::X25519(public) => editor.add_recipient(*public)?,
+        KeySpec::Keyfile(path) if editor.has_keyfile(path) => return Ok(false),
         KeySpec::Keyfile(path) => editor.add_keyfile(path)?,
         KeySpec::Passphrase => editor.add_passphrase(&args.new.read()?, Argon2Cost::DEFAULT)?,
         #[cfg(feature = "aws")]
         KeySpec::AwsKms(arn) if is_recipient(editor, &aws::name(arn, 0)) => return Ok(false),
         #[cfg(feature = "aws")]
-        KeySpec::AwsKms(arn) => drop(editor.add_kms_key(arn, options)?),
+        KeySpec::AwsKms(arn) => return Ok(editor.add_kms_key(arn, options)?),
     }
     Ok(true)
 }
@@ -212,6 +220,10 @@ fn remove(
             return Ok(false);
         }
         KeySpec::X25519(public) => editor.remove_recipient(*public)?,
+        // The last one went with the master key; headers may still carry its copies.
+        KeySpec::Keyfile(_) | KeySpec::Passphrase if editor.descriptor().masters.is_empty() => {
+            return Ok(false);
+        }
         KeySpec::Keyfile(path) => editor.remove_keyfile(path)?,
         KeySpec::Passphrase => editor.remove_passphrase()?,
         #[cfg(feature = "aws")]
@@ -222,6 +234,21 @@ fn remove(
         KeySpec::AwsKms(arn) => editor.remove_kms_key(arn)?,
     }
     Ok(true)
+}
+
+/// The way the volume was opened, without what does not open it any more.
+fn still_valid(
+    mut options: UnlockOptions,
+    key: &KeySpec,
+    bytes: &[u8],
+) -> Result<UnlockOptions, UnlockError> {
+    let (descriptor, _) = Descriptor::parse(bytes)?;
+    let local = matches!(key, KeySpec::Keyfile(_) | KeySpec::Passphrase);
+    if local && descriptor.masters.is_empty() {
+        options.keyfile = None;
+        options.passphrase_file = None;
+    }
+    Ok(options)
 }
 
 fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {

@@ -16,6 +16,7 @@ use crate::keys::unlock::{Expect, Prompt};
 use crate::keys::{Lifetimes, UnlockOptions};
 
 use super::kms::KmsOptions;
+use super::mount::options::{generation, key_arn, volume_id};
 
 /// The key options every command that opens a volume takes.
 #[derive(Args, Clone, Default)]
@@ -31,6 +32,32 @@ pub struct KeyOptions {
     pub identity: Option<PathBuf>,
     #[command(flatten)]
     pub kms: KmsOptions,
+    #[command(flatten)]
+    pub pins: Pins,
+}
+
+/// What the operator knows of the volume and the backing directory cannot be asked for.
+#[derive(Args, Clone, Default)]
+pub struct Pins {
+    /// Refuse any volume but the one with this id
+    #[arg(long, value_name = "ID", value_parser = volume_id)]
+    expect_volume: Option<[u8; 16]>,
+    /// Refuse any volume with another KMS key than this (may be repeated)
+    #[arg(long, value_name = "ARN", value_parser = key_arn)]
+    expect_key: Vec<String>,
+    /// Refuse a descriptor older than generation N
+    #[arg(long, value_name = "N", value_parser = generation)]
+    expect_generation: Option<u64>,
+}
+
+impl Pins {
+    fn expect(&self) -> Expect {
+        Expect {
+            volume: self.expect_volume,
+            keys: self.expect_key.clone(),
+            generation: self.expect_generation,
+        }
+    }
 }
 
 impl KeyOptions {
@@ -64,7 +91,7 @@ impl KeyOptions {
             keyfile: self.keyfile.clone(),
             identity: self.identity.clone(),
             prompt: Some(prompt),
-            expect: Expect::default(),
+            expect: self.pins.expect(),
             #[cfg(feature = "aws")]
             kms: self.kms.settings(),
             lifetimes: Lifetimes::default(),

@@ -67,7 +67,14 @@ pub(super) fn create(
                 editor.add_master(recipient, options, cost)?;
             }
             #[cfg(feature = "aws")]
-            KeySpec::AwsKms(arn) => drop(editor.add_kms_key(arn, options)?),
+            KeySpec::AwsKms(arn) => {
+                if !editor.add_kms_key(arn, options)? {
+                    let name = arn.as_str();
+                    return Err(
+                        bad(&format!("{name} stands for a key that is named already")).into()
+                    );
+                }
+            }
         }
     }
     editor.finish()
@@ -212,20 +219,22 @@ impl Editor {
         self.remove_named(&X25519::name(&public, FIRST_EPOCH))
     }
 
-    /// Adds a KMS key; gives the key's ARN, which an alias only stands for.
+    /// Adds a KMS key. False if the key, which an alias only stands for, is a recipient already.
     #[cfg(feature = "aws")]
-    pub fn add_kms_key(
-        &mut self,
-        arn: &KeyArn,
-        options: &UnlockOptions,
-    ) -> Result<String, KeyError> {
-        let provider = kms_provider(arn, options);
-        self.check_new(&provider.recipient())?;
+    pub fn add_kms_key(&mut self, arn: &KeyArn, options: &UnlockOptions) -> Result<bool, KeyError> {
         let context = volume_context(self.descriptor.volume);
-        let copy = provider.wrap(&context, &self.volume_key.0)?;
-        let told = describe_recipient(&copy);
-        self.push_copy(copy)?;
-        Ok(told)
+        let copy = kms_provider(arn, options).wrap(&context, &self.volume_key.0)?;
+        let new = self.check_new(&copy).is_ok();
+        if new {
+            self.push_copy(copy)?;
+        }
+        Ok(new)
+    }
+
+    /// Does this key file open the volume already?
+    pub fn has_keyfile(&self, path: &Path) -> bool {
+        let secret = keyfile::read_keyfile(path).ok();
+        secret.is_some_and(|secret| master::opens_with_keyfile(&self.descriptor, &secret).is_some())
     }
 
     /// Removes a KMS key, as [`Self::remove_recipient`] does.

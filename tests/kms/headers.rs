@@ -179,3 +179,38 @@ fn a_new_key_and_its_policy_may_take_a_moment() {
     let bed = Bed::on(fake, key, &[]);
     assert!(bed.source().join("kmsfs.volume").exists());
 }
+
+/// A descriptor that names the expected key where it costs nothing, and is opened by a key file.
+#[test]
+fn a_pin_cannot_be_met_by_a_name_alone() {
+    use kmsfs::format::descriptor::Descriptor;
+    use kmsfs::keys::{UnlockOptions, unlock};
+    let bed = Bed::new();
+    let info: serde_json::Value =
+        serde_json::from_str(&super::bed::said(bed.ctl("info", &["--json"]))).unwrap();
+    let id = info["volume_id"].as_str().unwrap();
+    let (theirs, file) = (bed.path("theirs"), bed.path("k"));
+    let mut init = super::bed::ctl(&["init", "--volume-id", id, "--key"]);
+    super::bed::said(init.arg(format!("keyfile:{}", file.display())).arg(&theirs));
+    let ours = fs::read(bed.source().join("kmsfs.volume")).unwrap();
+    let copy = Descriptor::parse(&ours).unwrap().0.volume_keys[0].clone();
+    let place = theirs.join("kmsfs.volume");
+    let options = UnlockOptions { keyfile: Some(file), ..UnlockOptions::default() };
+    let (descriptor, unlocked) = unlock(&fs::read(&place).unwrap(), &options).unwrap();
+    fs::rename(bed.source(), bed.path("away")).unwrap();
+    let name = Recipient { wrapped: vec![], ..copy.clone() };
+    for (allowed, volume_keys) in [(vec![], vec![copy]), (vec![name], vec![])] {
+        let mut forged = descriptor.clone();
+        forged.allowed.extend(allowed);
+        forged.volume_keys.extend(volume_keys);
+        let bytes = forged.encode_checked(|bytes| unlocked.keys.descriptor_mac(bytes)).unwrap();
+        fs::write(&place, bytes).unwrap();
+        let _ = fs::remove_file(bed.source());
+        std::os::unix::fs::symlink(&theirs, bed.source()).unwrap();
+        let pins = format!("expect-volume={id},expect-key={}", bed.key);
+        let told = refused(&mut bed.mount_command(&pins), 1);
+        assert!(told.contains("no KMS key"), "{told}");
+        let mut cat = super::bed::ctl(&["cat", "--expect-key", &bed.key]);
+        assert!(refused(cat.arg(bed.source()).arg("x"), 1).contains("no KMS key"));
+    }
+}

@@ -225,3 +225,31 @@ fn rights_are_what_the_policy_says() {
     bed.read_files("a", 2);
     assert_eq!(bed.keys()["state"], "granted");
 }
+
+/// The last local key goes only if the KMS opens the volume without it.
+#[test]
+fn the_only_key_that_works_is_not_removed() {
+    let mut bed = Bed::new();
+    bed.mount("");
+    bed.make_files("a", 3);
+    bed.unmount();
+    let file = bed.path("k").display().to_string();
+    let spec = format!("keyfile:{file}");
+    said(bed.ctl("key add", &[&spec]));
+    // Again finishes what may have been interrupted.
+    assert!(said(bed.ctl("key add", &[&spec])).contains("Nothing to change"));
+    let before = fs::read(bed.source().join("kmsfs.volume")).unwrap();
+    bed.fake.refuse_connections(true);
+    let short = ["--kms-deadline", "300ms", "--keyfile", &file];
+    let told = refused(bed.ctl("key remove", &[&[&*spec], &short[..]].concat()), 18);
+    assert!(told.contains("nothing was changed"), "{told}");
+    assert!(fs::read(bed.source().join("kmsfs.volume")).unwrap() == before);
+    said(bed.ctl("verify", &["--keyfile", &file]));
+    bed.fake.refuse_connections(false);
+    // Named, and gone afterwards: the sweep goes by the KMS.
+    let told = said(bed.ctl("key remove", &[&[&*spec], &short[..]].concat()));
+    assert!(told.contains("3 of 3 file headers rewritten"), "{told}");
+    assert!(said(bed.ctl("key remove", &[&spec])).contains("Nothing to change"));
+    fs::remove_file(file).unwrap();
+    said(bed.ctl("verify", &[]));
+}

@@ -241,3 +241,51 @@ fn memchr(bytes: &[u8], secret: &[u8]) -> bool {
     }
     false
 }
+
+/// What says neither yes nor no is an outage: the owner has not spoken.
+#[test]
+fn an_answer_that_makes_no_sense_is_no_revocation() {
+    use super::aws::{Effect, Fault, Rule};
+    let (bed, _open) = watched();
+    for (status, code) in [(400, "ValidationException"), (403, ""), (429, "Odd"), (400, "Odd")] {
+        let fault = Fault { status, code: code.into(), message: "odd".into() };
+        bed.fake.reset_counters();
+        let rule = bed.fake.fault(Rule::new(Effect::Error(fault)).on("Decrypt"));
+        until("a probe", || bed.fake.calls("Decrypt") >= 2);
+        bed.fake.clear_fault(rule);
+        assert_eq!(bed.keys()["state"], "granted", "{status} {code}");
+    }
+    assert!(!bed.log().contains("dropped"), "{}", bed.log());
+    bed.read_files("a", 3);
+}
+
+/// Not all open files get their keys back at once; the others do later, by themselves.
+#[test]
+fn files_whose_key_is_late_follow() {
+    use super::aws::{Effect, Rule};
+    let mut bed = Bed::with(&["--files-per-data-key", "1"]);
+    bed.mount("");
+    bed.make_files("a", 40);
+    bed.remount("probe-interval=1s,offline-grace=1h,kms-deadline=500ms");
+    let mut open: Vec<File> =
+        (0..40).map(|i| File::open(bed.at(format!("a-{i:05}"))).unwrap()).collect();
+    bed.fake.set_key_state(&bed.key, KeyState::Disabled);
+    bed.until_locked(1);
+    // The probe, a few files; then nothing for a while.
+    bed.fake.set_latency(Duration::from_millis(20));
+    bed.fake.set_key_state(&bed.key, KeyState::Enabled);
+    bed.fake.reset_counters();
+    until("the probe", || bed.fake.calls_ok("Decrypt") >= 1);
+    let rule = bed.fake.fault(Rule::new(Effect::internal()).on("Decrypt"));
+    until("the complaint", || bed.log().contains("stay locked until"));
+    bed.fake.clear_fault(rule);
+    until("all files", || {
+        open.iter_mut().enumerate().all(|(i, file)| {
+            let mut text = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut text).is_ok_and(|_| text == format!("file {i}"))
+        })
+    });
+    drop(open);
+    bed.unmount();
+}
