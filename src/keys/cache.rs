@@ -80,10 +80,11 @@ impl Cache {
         found
     }
 
-    /// Is the key here? Not counted as a use.
-    pub fn holds(&self, name: &CacheKey) -> bool {
+    /// Is the key here, or on its way? Not counted as a use.
+    pub fn expects(&self, name: &CacheKey) -> bool {
         let state = self.state.lock();
-        state.keys.peek(name).is_some_and(|entry| self.is_fresh(entry))
+        state.flights.contains_key(name)
+            || state.keys.peek(name).is_some_and(|entry| self.is_fresh(entry))
     }
 
     /// The cached key, or what `unwrap` says; concurrent callers of one key share a single call. A key

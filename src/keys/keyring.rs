@@ -198,14 +198,11 @@ impl Keyring {
         }
     }
 
-    /// Unwraps a key that may be asked for soon. Returns whether the KMS was asked.
-    pub fn look_ahead(&self, slot: &KeySlot) -> bool {
-        match self.0.named(slot) {
-            Ok((name, _)) if !self.0.cache.holds(&name) => {
-                let _ = self.0.data_key(slot, true);
-                true
-            }
-            _ => false,
+    /// Unwraps a key that may be asked for soon, unless somebody else is at it: files side by side
+    /// share keys, and whoever waits with the others asks for no other one.
+    pub fn look_ahead(&self, slot: &KeySlot) {
+        if self.0.named(slot).is_ok_and(|(name, _)| !self.0.cache.expects(&name)) {
+            let _ = self.0.data_key(slot, true);
         }
     }
 

@@ -225,7 +225,7 @@ fn what_was_asked_for_before_a_purge_does_not_land_after_it() {
         },
     );
     assert_eq!(found(outcome), 1, "whoever asked gets it");
-    assert!(!cache.holds(&[1; 32]));
+    assert!(!cache.expects(&[1; 32]));
     cache.insert([2; 32], key(2), cache.purges());
     cache.get(&[2; 32]);
     let facts = cache.facts();
