@@ -162,11 +162,7 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let bytes = editor.finish().map_err(refused)?;
     let options = still_valid(options, &args.key, &bytes).map_err(refused)?;
     if descriptor_changed {
-        // Or the last key that works may be the one that goes.
-        unlock(&bytes, &options).map_err(|error| {
-            let refused = refused(error);
-            failure(refused.exit_code, format!("{}; nothing was changed", refused.message))
-        })?;
+        require_way_in(args, &bytes, &options)?;
         write_descriptor(&root, &args.dir, &bytes)?;
     }
     let generation = generation_of(&bytes).map_err(refused)?;
@@ -242,13 +238,29 @@ fn still_valid(
     key: &KeySpec,
     bytes: &[u8],
 ) -> Result<UnlockOptions, UnlockError> {
-    let (descriptor, _) = Descriptor::parse(bytes)?;
-    let local = matches!(key, KeySpec::Keyfile(_) | KeySpec::Passphrase);
-    if local && descriptor.masters.is_empty() {
+    if !key.is_recipient() && Descriptor::parse(bytes)?.0.masters.is_empty() {
         options.keyfile = None;
         options.passphrase_file = None;
     }
     Ok(options)
+}
+
+/// The key that goes may be the last one that works. Of several passphrases and key files any one
+/// will do, and only its owner can show it.
+fn require_way_in(args: &EditArgs, bytes: &[u8], options: &UnlockOptions) -> anyhow::Result<()> {
+    let refused = |error| unlock_error(error, &args.dir);
+    let (descriptor, _) =
+        Descriptor::parse(bytes).map_err(|error| refused(UnlockError::from(error)))?;
+    if !args.key.is_recipient() && !descriptor.masters.is_empty() {
+        return Ok(());
+    }
+    match unlock(bytes, options) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let refused = refused(error);
+            Err(failure(refused.exit_code, format!("{}; nothing was changed", refused.message)))
+        }
+    }
 }
 
 fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {

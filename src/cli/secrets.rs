@@ -51,7 +51,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    fn expect(&self) -> Expect {
+    fn as_expected(&self) -> Expect {
         Expect {
             volume: self.expect_volume,
             keys: self.expect_key.clone(),
@@ -91,7 +91,7 @@ impl KeyOptions {
             keyfile: self.keyfile.clone(),
             identity: self.identity.clone(),
             prompt: Some(prompt),
-            expect: self.pins.expect(),
+            expect: self.pins.as_expected(),
             #[cfg(feature = "aws")]
             kms: self.kms.settings(),
             lifetimes: Lifetimes::default(),

@@ -11,6 +11,7 @@ use super::volume::Volume;
 use crate::crypto::{Gone, VolumeKey, VolumeKeys};
 use crate::keys::wait::waiting_between;
 use crate::keys::{KeyError, KeyFacts};
+use crate::store::StoreError;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -170,6 +171,21 @@ impl Volume {
         let key = self.keyring.data_key(&current)?;
         let next = next.map(|slot| self.keyring.data_key(&slot)).transpose()?;
         Ok(content.unlock(key, next)?)
+    }
+
+    /// Commits everything at the end. Returns why something was lost: nobody can encrypt it any more.
+    /// What is committed must be put in its place all the same.
+    pub(super) fn commit_as_far_as_keys_go(&self) -> FsResult<Option<FsError>> {
+        if self.vault.keys().is_ok() {
+            // A file that did not get its key back with the others; if not now, it is lost.
+            let _ = self.unlock_open();
+        }
+        match self.commit_open() {
+            Err(error @ (FsError::Gone(_) | FsError::Store(StoreError::Gone(_)))) => {
+                Ok(Some(error))
+            }
+            other => other.map(|()| None),
+        }
     }
 
     /// Runs an operation that found out that it has to wait for a key: waits, and runs it again.

@@ -32,9 +32,9 @@ use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
 use crate::keys::unlock::UnlockError;
 use crate::keys::{KeyError, Keyring, UnlockOptions};
+use crate::store::Journal;
 use crate::store::content::VolumeContext;
 use crate::store::journal::JournalStatus;
-use crate::store::{Journal, StoreError};
 
 /// Handle number of an open file or directory.
 pub type Fh = u64;
@@ -279,15 +279,7 @@ impl Volume {
         if !self.writable() {
             return Ok(());
         }
-        if self.vault.keys().is_ok() {
-            // A file that did not get its key back with the others.
-            let _ = self.unlock_open();
-        }
-        let lost = match self.commit_open() {
-            // Nobody can encrypt it any more; what is committed must be put in its place all the same.
-            Err(error @ (FsError::Gone(_) | FsError::Store(StoreError::Gone(_)))) => Some(error),
-            other => other.map(|()| None)?,
-        };
+        let lost = self.commit_as_far_as_keys_go()?;
         self.note_unfirm();
         if let Some(journal) = &self.journal {
             journal.close()?;
@@ -341,7 +333,7 @@ impl Volume {
     }
 
     /// Commits every dirty file and closes those that nobody uses.
-    fn commit_open(&self) -> FsResult<()> {
+    pub(super) fn commit_open(&self) -> FsResult<()> {
         let open: Vec<_> = self.open.lock().values().cloned().collect();
         let mut first = Ok(());
         for inode in open {

@@ -181,12 +181,13 @@ fn a_second_recipient_costs_one_unwrap_and_one_wrap_for_each_data_key() {
         let arguments = [&format!("aws-kms:{second}"), "--kms-rate", "100000"];
         let out = said(bed.ctl("key add", &arguments));
         assert!(out.contains("600 of 600 file headers rewritten"), "{out}");
-        // Those of the volume key besides: it is opened, wrapped, and opened again for the sweep.
+        // Those of the volume key besides: it is opened, wrapped, and opened again, to see that the new
+        // descriptor opens and for the sweep.
         let (unwraps, wraps) = (bed.fake.calls("Decrypt"), bed.fake.calls("Encrypt"));
         assert_eq!(bed.fake.calls_total(), unwraps + wraps);
         assert_eq!(bed.fake.bad_contexts(), 0);
         assert!((least + 1..=most + 1).contains(&wraps), "{wraps} wraps");
-        assert!((least + 1..=most + 2).contains(&unwraps), "{unwraps} unwraps");
+        assert!((least + 1..=most + 3).contains(&unwraps), "{unwraps} unwraps");
         if files_per_key == "1" {
             // Many headers at a time.
             assert!(bed.fake.max_in_flight() >= 8, "{} at once", bed.fake.max_in_flight());
