@@ -158,7 +158,9 @@ impl Connection {
         }
         let old = self.take(&mut live);
         drop(live);
-        old.map(Live::end);
+        if let Some(old) = old {
+            old.end();
+        }
     }
 
     /// Drops everything the SDK holds of answers. Calls under way are given up.
@@ -167,7 +169,9 @@ impl Connection {
         let mut live = self.live.lock();
         let old = self.take(&mut live);
         drop(live);
-        old.map(Live::end);
+        if let Some(old) = old {
+            old.end();
+        }
     }
 
     /// How often all was to be forgotten.
