@@ -33,6 +33,9 @@ const STEPS: [&str; 4] = ["create", "cold read", "warm read", "second recipient"
 const RATIO_FILES: usize = 2000;
 const RATIO_LATENCY: Duration = Duration::from_millis(20);
 
+/// Measures once.
+type Ratio = fn() -> f64;
+
 /// What a step took.
 #[derive(Clone, Copy, Default)]
 struct Cost {
@@ -201,7 +204,7 @@ fn ratios(rounds: usize) {
     let ms = RATIO_LATENCY.as_millis();
     println!("\n{RATIO_FILES} files, {ms} ms, medians of {rounds} runs\n");
     println!("| Ratio | Median | Runs |\n|---|---|---|");
-    let cases: [(&str, fn() -> f64); 3] = [
+    let cases: [(&str, Ratio); 3] = [
         ("strict create: wall / what the quota takes", strict_create),
         ("default create: wall / the same with a key file", shared_create),
         ("strict cold `cat *`: one call after another / wall", strict_cat),
