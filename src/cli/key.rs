@@ -3,7 +3,7 @@
 //! The descriptor changes first, in one step; then, if recipients changed, a sweep brings every file
 //! header in line. Running the same command again finishes a sweep that was interrupted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -153,19 +153,29 @@ type Edit = fn(&EditArgs, &mut Editor, &UnlockOptions) -> Result<bool, UnlockErr
 fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let refused = |error| unlock_error(error, &args.dir);
     let (root, bytes) = locked(&args.dir, Access::ReadWrite)?;
-    let options = args.keys.remembering_options();
+    let mut options = args.keys.remembering_options();
     let mut editor = Editor::open(&bytes, &options).map_err(refused)?;
     let before = editor.descriptor().params.generation;
     let recipients = editor.descriptor().allowed.clone();
     let descriptor_changed = change(args, &mut editor, &options).map_err(refused)?;
     let recipients_changed = editor.descriptor().allowed != recipients;
     let bytes = editor.finish().map_err(refused)?;
-    let options = still_valid(options, &args.key, &bytes).map_err(refused)?;
+    let (descriptor, _) =
+        Descriptor::parse(&bytes).map_err(|error| refused(UnlockError::from(error)))?;
+    let last_local = !args.key.is_recipient() && descriptor.masters.is_empty();
+    if last_local {
+        // What named it does not open the volume any more.
+        (options.keyfile, options.passphrase_file) = (None, None);
+    }
     if descriptor_changed {
-        require_way_in(args, &bytes, &options)?;
+        // The key that goes may be the last one that works. Of several passphrases and key files any
+        // one will do, and only its owner can show it.
+        if args.key.is_recipient() || last_local {
+            require_way_in(&args.dir, &bytes, &options)?;
+        }
         write_descriptor(&root, &args.dir, &bytes)?;
     }
-    let generation = generation_of(&bytes).map_err(refused)?;
+    let generation = descriptor.params.generation;
     let (headers, rewritten, problems) = (0, 0, Vec::new());
     let mut edited = Edited { descriptor_changed, generation, headers, rewritten, problems };
     // What was right already may have been left by a sweep that was interrupted.
@@ -232,35 +242,11 @@ fn remove(
     Ok(true)
 }
 
-/// The way the volume was opened, without what does not open it any more.
-fn still_valid(
-    mut options: UnlockOptions,
-    key: &KeySpec,
-    bytes: &[u8],
-) -> Result<UnlockOptions, UnlockError> {
-    if !key.is_recipient() && Descriptor::parse(bytes)?.0.masters.is_empty() {
-        options.keyfile = None;
-        options.passphrase_file = None;
-    }
-    Ok(options)
-}
-
-/// The key that goes may be the last one that works. Of several passphrases and key files any one
-/// will do, and only its owner can show it.
-fn require_way_in(args: &EditArgs, bytes: &[u8], options: &UnlockOptions) -> anyhow::Result<()> {
-    let refused = |error| unlock_error(error, &args.dir);
-    let (descriptor, _) =
-        Descriptor::parse(bytes).map_err(|error| refused(UnlockError::from(error)))?;
-    if !args.key.is_recipient() && !descriptor.masters.is_empty() {
-        return Ok(());
-    }
-    match unlock(bytes, options) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let refused = refused(error);
-            Err(failure(refused.exit_code, format!("{}; nothing was changed", refused.message)))
-        }
-    }
+fn require_way_in(dir: &Path, bytes: &[u8], options: &UnlockOptions) -> anyhow::Result<()> {
+    unlock(bytes, options).map(drop).map_err(|error| {
+        let refused = unlock_error(error, dir);
+        failure(refused.exit_code, format!("{}; nothing was changed", refused.message))
+    })
 }
 
 fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {

@@ -184,7 +184,8 @@ fn journal_facts(journal: JournalStatus) -> serde_json::Value {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

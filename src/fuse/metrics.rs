@@ -1,5 +1,6 @@
 //! Counters as Prometheus reads them, and as `status` shows them.
 
+use super::control::hex;
 use super::ops::Counters;
 use crate::fs::{KeyFacts, Volume};
 use serde_json::{Value, json};
@@ -150,8 +151,4 @@ pub fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o644).open(&new)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(&new, path)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -16,7 +16,7 @@ pub use connection::{Endpoint, Route};
 pub use examine::{Subject, examine};
 
 use super::clock::{Clock, boot_clock};
-use super::{CallFacts, KeyError, KeyProvider, ProviderReport, WrapContext};
+use super::{KeyError, KeyProvider, ProviderReport, WrapContext};
 use crate::crypto::wrap::Purpose;
 use crate::crypto::{Secret, random_array};
 use crate::format::header::{Recipient, RecipientKind};
@@ -129,11 +129,6 @@ struct Wrapped {
 }
 
 impl AwsKms {
-    /// Counts, latencies and the last contact.
-    pub fn facts(&self) -> CallFacts {
-        self.calls.facts()
-    }
-
     fn call<T, F>(
         &self,
         operation: Operation,
@@ -373,7 +368,7 @@ impl KeyProvider for AwsKms {
 
     fn report(&self) -> Option<ProviderReport> {
         let breaker_open = self.breaker.is_open();
-        Some(ProviderReport { key: self.describe(), breaker_open, calls: self.facts() })
+        Some(ProviderReport { key: self.describe(), breaker_open, calls: self.calls.facts() })
     }
 }
 

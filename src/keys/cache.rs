@@ -3,9 +3,10 @@
 //! The name of an entry is a fingerprint of the wrapped copies and their context, so an entry can
 //! never answer for other bytes than those that were unwrapped. Must not know what unwraps.
 
-use super::KeyError;
 use super::clock::Clock;
-use crate::crypto::DataKey;
+use super::{KeyError, WrapContext};
+use crate::crypto::{DataKey, fingerprint};
+use crate::format::header::Recipient;
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -16,6 +17,26 @@ use std::time::Duration;
 
 /// Fingerprint of wrapped copies and context.
 pub type CacheKey = [u8; 32];
+
+/// The fingerprint of these copies, in this order, under their context.
+pub(super) fn name_of<'a>(
+    context: &WrapContext,
+    copies: impl Iterator<Item = &'a Recipient> + Clone,
+) -> CacheKey {
+    let context = context.bytes();
+    let heads: Vec<[u8; 5]> = copies
+        .clone()
+        .map(|copy| {
+            let [a, b, c, d] = copy.epoch.to_le_bytes();
+            [copy.kind as u8, a, b, c, d]
+        })
+        .collect();
+    let mut parts: Vec<&[u8]> = vec![&context];
+    for (copy, head) in copies.zip(&heads) {
+        parts.extend([&head[..], &copy.key_ref, &copy.wrapped]);
+    }
+    fingerprint(&parts)
+}
 
 type Outcome = Result<Arc<DataKey>, KeyError>;
 

@@ -5,14 +5,14 @@
 //! lets the next one be tried, any other answer is final; new files get a copy for every recipient
 //! or none; while the keyring is closed nothing is handed out.
 
-use super::cache::{Cache, CacheFacts, CacheKey};
+use super::cache::{self, Cache, CacheFacts, CacheKey};
 use super::clock::{Clock, boot_clock};
 use super::rewraps::Rewraps;
 use super::supply::{Supply, SupplyFacts};
 use super::wait::{self, Grant, Need};
 use super::{KeyError, KeyProvider, ProviderReport, WrapContext, describe_recipient, same_key};
 use crate::crypto::wrap::Purpose;
-use crate::crypto::{DataKey, Secret, VolumeKey, fingerprint, random_array};
+use crate::crypto::{DataKey, Secret, VolumeKey, random_array};
 use crate::format::header::{KeySlot, Recipient};
 use crate::format::{DataKeyId, VolumeId};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -390,8 +390,8 @@ impl Shared {
                 names.join(", ")
             )));
         }
-        let bare: Vec<&Recipient> = copies.iter().map(|(copy, _)| *copy).collect();
-        Ok((cache_name(&self.context(slot.data_key_id), &bare), copies))
+        let context = self.context(slot.data_key_id);
+        Ok((cache::name_of(&context, copies.iter().map(|(copy, _)| *copy)), copies))
     }
 
     fn in_order<'a>(&'a self, copies: &'a [Recipient]) -> Ways<'a> {
@@ -512,16 +512,6 @@ impl Shared {
         self.cache.insert(name, key.clone(), purges);
         Ok(NewDataKey { key, slot })
     }
-}
-
-fn cache_name(context: &WrapContext, copies: &[&Recipient]) -> CacheKey {
-    let context = context.bytes();
-    let mut parts: Vec<&[u8]> = vec![&context];
-    let kinds: Vec<[u8; 1]> = copies.iter().map(|copy| [copy.kind as u8]).collect();
-    for (copy, kind) in copies.iter().zip(&kinds) {
-        parts.extend([&kind[..], &copy.key_ref, &copy.wrapped]);
-    }
-    fingerprint(&parts)
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 //!
 //! Holds nothing secret. Must not know who wraps.
 
-use super::cache::CacheKey;
+use super::cache::{self, CacheKey};
 use super::{KeyError, WrapContext};
-use crate::crypto::fingerprint;
 use crate::format::header::Recipient;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -34,7 +33,11 @@ impl Rewraps {
         old: &[Recipient],
         make: impl FnOnce() -> Result<Vec<Recipient>, KeyError>,
     ) -> Result<Vec<Recipient>, KeyError> {
-        let entry = self.0.lock().get_or_insert(name(context, old), Entry::default).clone();
+        let entry = self
+            .0
+            .lock()
+            .get_or_insert(cache::name_of(context, old.iter()), Entry::default)
+            .clone();
         let mut made = entry.lock();
         if let Some(copies) = &*made {
             return Ok(copies.clone());
@@ -43,18 +46,6 @@ impl Rewraps {
         *made = Some(copies.clone());
         Ok(copies)
     }
-}
-
-/// Which data key, and every copy of it as it is.
-fn name(context: &WrapContext, copies: &[Recipient]) -> CacheKey {
-    let context = context.bytes();
-    let mut parts: Vec<&[u8]> = vec![&context];
-    let epochs: Vec<[u8; 4]> = copies.iter().map(|copy| copy.epoch.to_le_bytes()).collect();
-    let kinds: Vec<[u8; 1]> = copies.iter().map(|copy| [copy.kind as u8]).collect();
-    for (copy, (epoch, kind)) in copies.iter().zip(epochs.iter().zip(&kinds)) {
-        parts.extend([&kind[..], &epoch[..], &copy.key_ref, &copy.wrapped]);
-    }
-    fingerprint(&parts)
 }
 
 #[cfg(test)]

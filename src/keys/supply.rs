@@ -171,6 +171,9 @@ impl Supply {
 
     /// Undertakes to make a key ahead, if one is wanted.
     pub(super) fn order(&self) -> Option<Order> {
+        if self.shallowest == 0 {
+            return None;
+        }
         let mut state = self.state.lock();
         let now = (self.now)();
         if state.failed_at.is_some_and(|at| now.saturating_sub(at) < HOLD_OFF) {
@@ -184,7 +187,7 @@ impl Supply {
         // The one that serves is not ahead, unless it has more than half of its files left.
         let ahead = state.ready.len() + state.making;
         let wanted = if serving && self.files_per_key > 1 { 1 } else { state.depth };
-        if ahead >= wanted.max(usize::from(serving)) || state.depth == 0 {
+        if ahead >= wanted.max(usize::from(serving)) {
             return None;
         }
         state.making += 1;

@@ -15,7 +15,7 @@ use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::{Client, Config};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -152,26 +152,16 @@ impl Connection {
     /// Drops connection and credentials, unless that has been done since `generation`; the next request
     /// begins anew.
     pub fn renew(&self, generation: u64) {
-        let mut live = self.live.lock();
-        if self.generation() != generation {
-            return;
-        }
-        let old = self.take(&mut live);
-        drop(live);
-        if let Some(old) = old {
-            old.end();
+        let live = self.live.lock();
+        if self.generation() == generation {
+            self.end(live);
         }
     }
 
     /// Drops everything the SDK holds of answers. Calls under way are given up.
     pub fn forget(&self) {
         self.forgotten.fetch_add(1, Ordering::AcqRel);
-        let mut live = self.live.lock();
-        let old = self.take(&mut live);
-        drop(live);
-        if let Some(old) = old {
-            old.end();
-        }
+        self.end(self.live.lock());
     }
 
     /// How often all was to be forgotten.
@@ -179,10 +169,15 @@ impl Connection {
         self.forgotten.load(Ordering::Acquire)
     }
 
-    fn take(&self, live: &mut Option<Live>) -> Option<Live> {
+    /// Ends the present connection; others may make the next one while it ends.
+    fn end(&self, mut live: MutexGuard<'_, Option<Live>>) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.warm.store(false, Ordering::Relaxed);
-        live.take()
+        let old = live.take();
+        drop(live);
+        if let Some(old) = old {
+            old.end();
+        }
     }
 
     fn live(&self) -> Result<(Client, tokio::runtime::Handle), Fault> {
