@@ -10,6 +10,7 @@
 //! | [`keys`] | providers, recipients, data-key cache and supply | files, FUSE |
 //! | [`store`] | one encrypted file over [`store::Storage`] | directories, providers, FUSE |
 //! | [`fs`] | the tree: inodes, handles, names, attributes, errno | the kernel protocol |
+//! | [`provision`] | AWS accounts: clusters, key stores, keys, policies | the kernel, other files |
 //! | [`fuse`] | the kernel protocol and the mount | everything but glue |
 //! | [`cli`] | the two command lines | |
 #![deny(unsafe_code)]
@@ -22,5 +23,7 @@ pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod keys;
+#[cfg(feature = "aws")]
+pub mod provision;
 pub mod store;
 pub mod sys;

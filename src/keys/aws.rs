@@ -12,7 +12,7 @@ mod examine;
 mod rate;
 
 pub use arn::KeyArn;
-pub use connection::{Endpoint, Route};
+pub use connection::{Connection, Endpoint, Fault, Route, SdkConfig, fault};
 pub use examine::{Subject, examine};
 
 use super::clock::{Clock, boot_clock};
@@ -27,7 +27,6 @@ use aws_sdk_kms::types::DataKeySpec;
 use breaker::Breaker;
 use calls::{Calls, Operation};
 use classify::Class;
-use connection::{Connection, Fault, fault};
 use rate::Rate;
 use std::collections::HashMap;
 use std::future::Future;
@@ -174,7 +173,7 @@ impl AwsKms {
         loop {
             let Some(wait) = self.rate.reserve(operation.units(), left()) else {
                 let text = "this host's own share of the key store's quota is used up";
-                let fault = Fault { class: Class::Throttled, text: text.into() };
+                let fault = Fault::new(Class::Throttled, text);
                 return Err(Failure::Here(self.fail(operation, &fault)));
             };
             std::thread::sleep(wait);

@@ -1,12 +1,13 @@
-//! The way to the KMS of one Region: settings, credentials, client, and the threads its answers
-//! arrive on.
+//! The way to the services of one Region: settings, credentials, clients, and the threads their
+//! answers arrive on.
 //!
 //! The asynchronous SDK stays behind this module. Everything it allocates for an answer, plaintext
 //! keys included, is allocated and freed on threads whose freed memory is wiped.
 
 use super::classify::{Class, of_answer};
 use crate::sys;
-use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+pub use aws_config::SdkConfig;
+use aws_config::{AppName, BehaviorVersion, Region};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_kms::config::StalledStreamProtectionConfig;
 use aws_sdk_kms::config::http::HttpResponse;
@@ -18,6 +19,7 @@ use aws_sdk_kms::{Client, Config};
 use parking_lot::{Mutex, MutexGuard};
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -61,6 +63,13 @@ impl std::str::FromStr for Endpoint {
     }
 }
 
+impl Endpoint {
+    /// Where it is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
 impl Route {
     /// Where the KMS of this Region is, unless at AWS's own endpoint.
     pub fn endpoint(&self, region: &str) -> Option<String> {
@@ -77,13 +86,26 @@ pub struct Fault {
     pub class: Class,
     /// What happened, with the request's id; not a whole sentence.
     pub text: String,
+    /// The code the service refused with; empty unless it did.
+    pub code: String,
 }
 
-/// The KMS of one Region. Built at first use, so after the daemon has forked.
-pub struct Connection {
+impl Fault {
+    /// Nothing a service said.
+    pub fn new(class: Class, text: impl Into<String>) -> Self {
+        Self { class, text: text.into(), code: String::new() }
+    }
+}
+
+/// Makes a client (or several) from settings.
+type Make<C> = Arc<dyn Fn(&SdkConfig) -> C + Send + Sync>;
+
+/// Clients for one Region: by default that of KMS. Built at first use, so after the daemon has forked.
+pub struct Connection<C: Clone + Send + 'static = Client> {
     region: String,
     route: Route,
-    live: Mutex<Option<Live>>,
+    make: Make<C>,
+    live: Mutex<Option<Live<C>>>,
     /// Counts the connections made.
     generation: AtomicU64,
     /// Counts the times all was to be forgotten.
@@ -92,17 +114,18 @@ pub struct Connection {
     warm: AtomicBool,
 }
 
-struct Live {
-    client: Client,
+struct Live<C> {
+    client: C,
     runtime: Runtime,
 }
 
 impl Connection {
-    /// Nothing is asked of the network yet.
+    /// To KMS. Nothing is asked of the network yet.
     pub fn new(region: &str, route: Route) -> Self {
-        let (generation, forgotten) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (live, warm) = (Mutex::default(), AtomicBool::new(false));
-        Self { region: region.to_owned(), route, live, generation, forgotten, warm }
+        let endpoint = route.endpoint(region);
+        let make =
+            move |shared: &SdkConfig| Client::from_conf(client_config(shared, endpoint.clone()));
+        Self::with(region, route, make)
     }
 
     /// Calls a client of the caller's.
@@ -113,12 +136,27 @@ impl Connection {
         *connection.live.lock() = Some(Live { client, runtime });
         Ok(connection)
     }
+}
+
+impl<C: Clone + Send + 'static> Connection<C> {
+    /// With clients of the caller's making; `route` says only whether FIPS and dual-stack endpoints are
+    /// wanted. Nothing is asked of the network yet.
+    pub fn with(
+        region: &str,
+        route: Route,
+        make: impl Fn(&SdkConfig) -> C + Send + Sync + 'static,
+    ) -> Self {
+        let (generation, forgotten) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (live, warm) = (Mutex::default(), AtomicBool::new(false));
+        let (region, make) = (region.to_owned(), Arc::new(make));
+        Self { region, route, make, live, generation, forgotten, warm }
+    }
 
     /// Sends a request and waits for its answer, `limit` at most.
     pub fn run<T, F>(
         &self,
         limit: Duration,
-        request: impl FnOnce(Client) -> F + Send + 'static,
+        request: impl FnOnce(C) -> F + Send + 'static,
     ) -> Result<T, Fault>
     where
         T: Send + 'static,
@@ -170,7 +208,7 @@ impl Connection {
     }
 
     /// Ends the present connection; others may make the next one while it ends.
-    fn end(&self, mut live: MutexGuard<'_, Option<Live>>) {
+    fn end(&self, mut live: MutexGuard<'_, Option<Live<C>>>) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.warm.store(false, Ordering::Relaxed);
         let old = live.take();
@@ -180,14 +218,13 @@ impl Connection {
         }
     }
 
-    fn live(&self) -> Result<(Client, tokio::runtime::Handle), Fault> {
+    fn live(&self) -> Result<(C, tokio::runtime::Handle), Fault> {
         let mut live = self.live.lock();
         if live.is_none() {
-            *live = Some(Live::start(&self.region, &self.route).map_err(|e| Fault {
-                // Threads or descriptors are short for the moment.
-                class: Class::Transient,
-                text: format!("the AWS client cannot be started: {e}"),
-            })?);
+            let started = Live::start(&self.region, &self.route, &self.make);
+            // Threads or descriptors are short for the moment.
+            let failed = |e| format!("the AWS client cannot be started: {e}");
+            *live = Some(started.map_err(|e| Fault::new(Class::Transient, failed(e)))?);
         }
         match &*live {
             Some(live) => Ok((live.client.clone(), live.runtime.handle().clone())),
@@ -196,21 +233,19 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl<C: Clone + Send + 'static> Drop for Connection<C> {
     fn drop(&mut self) {
         self.forget();
     }
 }
 
-impl Live {
-    fn start(region: &str, route: &Route) -> io::Result<Self> {
+impl<C: Clone + Send + 'static> Live<C> {
+    fn start(region: &str, route: &Route, make: &Make<C>) -> io::Result<Self> {
         let runtime = runtime()?;
-        let (region, route) = (region.to_owned(), route.clone());
-        let config = runtime.block_on(runtime.spawn(async move {
-            let shared = settings(&region, &route).await;
-            client_config(&shared, route.endpoint(&region))
-        }));
-        let client = Client::from_conf(config.map_err(io::Error::other)?);
+        let (region, route, make) = (region.to_owned(), route.clone(), make.clone());
+        let client = runtime
+            .block_on(runtime.spawn(async move { make(&settings(&region, &route).await) }))
+            .map_err(io::Error::other)?;
         Ok(Self { client, runtime })
     }
 
@@ -267,7 +302,7 @@ fn client_config(shared: &SdkConfig, endpoint: Option<String>) -> Config {
 
 fn no_answer(limit: Duration) -> Fault {
     let text = format!("no answer within {:.1} s", limit.as_secs_f64());
-    Fault { class: Class::Unreachable, text }
+    Fault::new(Class::Unreachable, text)
 }
 
 /// Reads an error of the SDK.
@@ -281,25 +316,25 @@ where
             let (code, message) = (answer.err().code(), answer.err().message());
             let status = answer.raw().status().as_u16();
             let class = of_answer(code.unwrap_or_default(), message.unwrap_or_default(), status);
-            let code = code.map_or_else(|| format!("HTTP status {status}"), str::to_owned);
+            let shown = code.map_or_else(|| format!("HTTP status {status}"), harmless);
             let said = message.map_or_else(String::new, |m| format!(": {}", harmless(m)));
-            Fault { class, text: format!("{code}{said}{id}") }
+            let code = code.unwrap_or_default().to_owned();
+            Fault { class, text: format!("{shown}{said}{id}"), code }
         }
-        SdkError::ResponseError(_) => Fault {
-            class: Class::Transient,
-            text: format!("the answer makes no sense: {}{id}", context(error)),
-        },
+        SdkError::ResponseError(_) => {
+            let text = format!("the answer makes no sense: {}{id}", context(error));
+            Fault::new(Class::Transient, text)
+        }
         SdkError::TimeoutError(_) => {
-            Fault { class: Class::Unreachable, text: "the endpoint did not answer in time".into() }
+            Fault::new(Class::Unreachable, "the endpoint did not answer in time")
         }
-        other if lacks_credentials(other) => Fault {
-            class: Class::Credentials,
-            text: format!("no AWS credentials: {}", context(other)),
-        },
-        other => Fault {
-            class: Class::Unreachable,
-            text: format!("the endpoint cannot be reached: {}", context(other)),
-        },
+        other if lacks_credentials(other) => {
+            Fault::new(Class::Credentials, format!("no AWS credentials: {}", context(other)))
+        }
+        other => {
+            let text = format!("the endpoint cannot be reached: {}", context(other));
+            Fault::new(Class::Unreachable, text)
+        }
     }
 }
 
@@ -323,7 +358,7 @@ fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// Only a loopback address may be spoken to without TLS: answers hold plaintext keys.
 fn check_url(url: &str) -> Result<(), String> {
-    let bad = |why: &str| Err(format!("{url:?} cannot be the endpoint of KMS: {why}"));
+    let bad = |why: &str| Err(format!("{url:?} cannot be an endpoint: {why}"));
     let Some((scheme, rest)) = url.split_once("://") else {
         return bad("write https://HOST");
     };

@@ -162,8 +162,8 @@ impl<'a> Asking<'a> {
             }
         })?;
         let Some(data) = answered.0 else {
-            let text = "DescribeKey was answered without a key".to_owned();
-            return Err(Fault { class: Class::Misconfigured, text });
+            let text = "DescribeKey was answered without a key";
+            return Err(Fault::new(Class::Misconfigured, text));
         };
         let word = |word: Option<&str>| word.unwrap_or("unknown").to_owned();
         Ok(KeyData {
