@@ -19,6 +19,8 @@ mod kms;
 mod mounted;
 mod output;
 mod progress;
+#[cfg(feature = "aws")]
+mod provision;
 mod reader;
 mod recover;
 mod secrets;
