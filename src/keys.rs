@@ -16,6 +16,7 @@ pub mod keyfile;
 pub mod keyring;
 pub mod local;
 mod master;
+mod recipients;
 mod rewraps;
 mod supply;
 pub mod unlock;
@@ -111,6 +112,15 @@ pub trait KeyProvider: Send + Sync {
     fn wrap(&self, context: &WrapContext, key: &Secret<32>) -> Result<Recipient, KeyError>;
     /// The key in a copy that [`same_key`] says is this provider's.
     fn unwrap(&self, context: &WrapContext, copy: &Recipient) -> Result<Secret<32>, KeyError>;
+    /// The key in another provider's copy wrapped by this one, without anybody seeing it; `None` when
+    /// copies of that kind cannot be had so.
+    fn reencrypt(
+        &self,
+        _context: &WrapContext,
+        _copy: &Recipient,
+    ) -> Option<Result<Recipient, KeyError>> {
+        None
+    }
     /// Is what unwrapping takes at hand, or only what wrapping takes?
     fn can_unwrap(&self) -> bool {
         true

@@ -240,6 +240,36 @@ impl AwsKms {
         Ok(Recipient { wrapped: wrapped.blob.clone(), ..name(&arn, self.epoch) })
     }
 
+    fn call_reencrypt(
+        &self,
+        context: &WrapContext,
+        source: String,
+        blob: Vec<u8>,
+    ) -> Result<Recipient, KeyError> {
+        let (arn, pairs) = (self.arn.as_str().to_owned(), encryption_context(context));
+        let named = source.clone();
+        let (from, wrapped) = self.call(Operation::ReEncrypt, move |client| {
+            let request = client
+                .re_encrypt()
+                .source_key_id(&source)
+                .destination_key_id(&arn)
+                .ciphertext_blob(Blob::new(blob.clone()))
+                .set_source_encryption_context(Some(pairs.clone()))
+                .set_destination_encryption_context(Some(pairs.clone()));
+            async move {
+                let answer = request.send().await.map_err(|e| fault(&e))?;
+                let blob = bytes(answer.ciphertext_blob);
+                Ok((answer.source_key_id, Wrapped { key: None, blob, arn: answer.key_id }))
+            }
+        })?;
+        if from.as_deref() != Some(&named) {
+            return Err(KeyError::Tampered(format!(
+                "KMS took another key than {named} to unwrap with; what it wrapped is not used"
+            )));
+        }
+        self.record(&wrapped)
+    }
+
     fn wrong_length(&self) -> KeyError {
         KeyError::Tampered(format!(
             "KMS key {} gave a key that has not 32 bytes; it was not made by kmsfs",
@@ -351,6 +381,18 @@ impl KeyProvider for AwsKms {
             )));
         }
         wrapped.key.ok_or_else(|| self.wrong_length())
+    }
+
+    fn reencrypt(
+        &self,
+        context: &WrapContext,
+        copy: &Recipient,
+    ) -> Option<Result<Recipient, KeyError>> {
+        let source = String::from_utf8(copy.key_ref.clone()).ok()?;
+        let same_place = |other: KeyArn| other.region() == self.arn.region();
+        // KMS does not look for a key elsewhere than where it is asked.
+        (copy.kind == RecipientKind::AwsKms && KeyArn::parse(&source).is_ok_and(same_place))
+            .then(|| self.call_reencrypt(context, source, copy.wrapped.clone()))
     }
 
     fn is_remote(&self) -> bool {

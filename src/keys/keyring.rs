@@ -7,6 +7,7 @@
 
 use super::cache::{self, Cache, CacheFacts, CacheKey};
 use super::clock::{Clock, boot_clock};
+use super::recipients::{Recipients, Ways, is_for};
 use super::rewraps::Rewraps;
 use super::supply::{Supply, SupplyFacts};
 use super::wait::{self, Grant, Need};
@@ -59,9 +60,6 @@ impl Default for Lifetimes {
     }
 }
 
-/// Copies of a key, each with the member that can unwrap it.
-type Ways<'a> = Vec<(&'a Recipient, &'a Member)>;
-
 /// What a keyring is made of.
 pub struct Parts {
     /// The volume.
@@ -83,11 +81,8 @@ pub struct Keyring(Arc<Shared>);
 
 struct Shared {
     volume: VolumeId,
-    /// Those every new key is wrapped for, in the descriptor's order.
-    wrap_order: Vec<Recipient>,
-    /// In the order they are asked to unwrap.
-    members: Vec<Member>,
-    volume_keys: Vec<Recipient>,
+    /// Replaced as a whole.
+    recipients: RwLock<Arc<Recipients>>,
     cache: Cache,
     supply: Supply,
     rewraps: Rewraps,
@@ -132,19 +127,14 @@ impl Keyring {
 
     /// A keyring just unlocked: the KMS, if there is one, has answered now.
     pub fn from_parts(parts: Parts) -> Self {
-        let Parts { volume, files_per_data_key, mut members, volume_keys, lifetimes, now } = parts;
+        let Parts { volume, files_per_data_key, members, volume_keys, lifetimes, now } = parts;
         let remote = members.iter().any(Member::is_remote);
         let ttl = remote.then_some(lifetimes.ttl);
         let cache = Cache::new(CACHED_KEYS, ttl, now.clone());
         let supply = Supply::new(files_per_data_key, if remote { AHEAD } else { 0 }, now.clone());
-        // Stable: the rest stays in the descriptor's order.
-        let order: Vec<Recipient> = members.iter().map(|m| m.recipient.clone()).collect();
-        members.sort_by_key(|member| !member.preferred);
         let shared = Shared {
             volume,
-            wrap_order: order,
-            members,
-            volume_keys,
+            recipients: RwLock::new(Arc::new(Recipients::new(members, volume_keys))),
             cache,
             supply,
             rewraps: Rewraps::new(),
@@ -167,16 +157,41 @@ impl Keyring {
     /// The data key for one more new file; shared by `files_per_data_key` files and at most one
     /// hour. If no file comes of it, [`Self::unused`].
     pub fn for_new_file(&self) -> Result<NewDataKey, KeyError> {
+        loop {
+            let new = self.one_for_new_file()?;
+            // Made before the recipients changed.
+            if self.is_current(&new.slot) {
+                return Ok(new);
+            }
+        }
+    }
+
+    fn one_for_new_file(&self) -> Result<NewDataKey, KeyError> {
         self.0.is_open()?;
         if let Some(key) = wait::granted_new().or_else(|| self.0.supply.try_take()) {
             self.fill_supply();
             return Ok(key);
         }
         self.fill_supply();
-        if !wait::may_wait() && self.0.any_remote() {
+        if !wait::may_wait() && self.0.who().any_remote() {
             return Err(KeyError::WouldWait(Box::new(Need::New)));
         }
         self.0.supply.take(|| self.0.make_data_key())
+    }
+
+    /// Is a slot's key wrapped for exactly the volume's present recipients?
+    pub fn is_current(&self, slot: &KeySlot) -> bool {
+        self.0.who().are_right(&slot.recipients)
+    }
+
+    /// Goes on with the recipients of another keyring of the same volume. Keys at hand stay; those
+    /// made ahead are for the recipients before, and are dropped.
+    pub fn adopt(&self, other: &Keyring) {
+        *self.0.recipients.write() = other.0.who();
+        self.0.supply.clear();
+        self.0.rewraps.clear();
+        *self.0.contact.lock() = (self.0.now)();
+        self.fill_supply();
     }
 
     /// Takes back a key no file came of.
@@ -188,7 +203,8 @@ impl Keyring {
     pub fn grant(&self, need: &Need) -> Result<Grant, KeyError> {
         match need {
             Need::Unwrapped(slot) => {
-                let (name, _) = self.0.named(slot)?;
+                let who = self.0.who();
+                let (name, _) = self.0.named(&who, slot)?;
                 Ok(Grant::Unwrapped(name, self.0.data_key(slot, true)?))
             }
             Need::New => {
@@ -201,15 +217,16 @@ impl Keyring {
     /// Unwraps a key that may be asked for soon, unless somebody else is at it: files side by side
     /// share keys, and whoever waits with the others asks for no other one.
     pub fn look_ahead(&self, slot: &KeySlot) {
-        if self.0.named(slot).is_ok_and(|(name, _)| !self.0.cache.expects(&name)) {
+        let who = self.0.who();
+        if self.0.named(&who, slot).is_ok_and(|(name, _)| !self.0.cache.expects(&name)) {
             let _ = self.0.data_key(slot, true);
         }
     }
 
     /// Is looking ahead of use, and is there room for it now?
     pub fn has_spare(&self) -> bool {
-        let first = self.0.first_way();
-        first.is_some_and(|provider| provider.is_remote() && provider.has_spare())
+        let who = self.0.who();
+        who.first_way().is_some_and(|provider| provider.is_remote() && provider.has_spare())
             && self.0.closed.read().is_none()
     }
 
@@ -233,48 +250,44 @@ impl Keyring {
         }
     }
 
-    /// The same data key wrapped for exactly the volume's present recipients (for `key
-    /// add|remove`). `None` when the slot already is. Copies that are right already are kept, and
-    /// slots that share a data key get the same new ones.
+    /// The same data key wrapped for exactly the volume's present recipients. `None` when the slot
+    /// already is. Copies that are right already are kept, a copy for one KMS key becomes that for
+    /// another without anybody seeing the key, and slots that share a data key get the same new ones.
     pub fn rewrap(&self, slot: &KeySlot) -> Result<Option<KeySlot>, KeyError> {
-        let is_for = |copy: &Recipient, wanted: &Recipient| {
-            same_key(copy, wanted) && copy.epoch == wanted.epoch
-        };
-        let wanted = &self.0.wrap_order;
-        let same_number = slot.recipients.len() == wanted.len();
-        if same_number && slot.recipients.iter().zip(wanted).all(|(c, m)| is_for(c, m)) {
+        let who = self.0.who();
+        if who.are_right(&slot.recipients) {
             return Ok(None);
         }
         let context = self.0.context(slot.data_key_id);
-        let make = || {
-            let key = self.data_key(slot)?;
-            let copy_for =
-                |wanted: &Recipient| match slot.recipients.iter().find(|copy| is_for(copy, wanted))
-                {
-                    Some(copy) => Ok(copy.clone()),
-                    None => self.0.wrap_for(wanted, &context, &key.0),
-                };
-            wanted.iter().map(copy_for).collect()
+        let copy_for = |wanted: &Recipient| {
+            if let Some(copy) = slot.recipients.iter().find(|copy| is_for(copy, wanted)) {
+                return Ok(copy.clone());
+            }
+            match self.0.reencrypted(&who, wanted, &context, &slot.recipients) {
+                Some(copy) => copy,
+                None => self.0.wrap_for(&who, wanted, &context, &self.data_key(slot)?.0),
+            }
         };
+        let make = || who.wrap_order.iter().map(copy_for).collect();
         let recipients = self.0.rewraps.get_or_make(&context, &slot.recipients, make)?;
         Ok(Some(KeySlot { recipients, ..slot.clone() }))
     }
 
     /// Is there a KMS among those that are asked?
     pub fn asks_kms(&self) -> bool {
-        self.0.any_remote()
+        self.0.who().any_remote()
     }
 
     /// Can new files be given keys? `Err` says which recipient is missing.
     pub fn can_create(&self) -> Result<(), KeyError> {
-        self.0.can_create()
+        self.0.who().can_create()
     }
 
     /// May the owner of the volume's key, by switching it off, switch the volume off? Only if a KMS is
     /// asked first.
     pub fn is_watched(&self) -> bool {
-        let first = self.0.first_way();
-        !self.0.volume_keys.is_empty() && first.is_some_and(|provider| provider.is_remote())
+        let who = self.0.who();
+        !who.volume_keys.is_empty() && who.first_way().is_some_and(|provider| provider.is_remote())
     }
 
     /// Asks for the volume key again.
@@ -310,7 +323,8 @@ impl Keyring {
     pub fn purge(&self) {
         self.0.supply.clear();
         self.0.cache.clear();
-        self.0.members.iter().filter_map(|m| m.provider.as_ref()).for_each(|p| p.forget());
+        let who = self.0.who();
+        who.members.iter().filter_map(|m| m.provider.as_ref()).for_each(|p| p.forget());
     }
 
     /// Hands out keys again.
@@ -322,19 +336,20 @@ impl Keyring {
     /// The keyring at a glance.
     pub fn facts(&self) -> KeyFacts {
         let shared = &self.0;
-        let providers = shared.members.iter().filter_map(|member| member.provider.as_ref());
+        let who = shared.who();
+        let providers = who.members.iter().filter_map(|member| member.provider.as_ref());
         KeyFacts {
             providers: providers.filter_map(|provider| provider.report()).collect(),
             cache: shared.cache.facts(),
             supply: shared.supply.facts(),
-            contact: shared.any_remote().then(|| shared.silence().0),
+            contact: who.any_remote().then(|| shared.silence().0),
             closed: shared.closed.read().as_ref().map(ToString::to_string),
         }
     }
 }
 
 impl Member {
-    fn is_remote(&self) -> bool {
+    pub(super) fn is_remote(&self) -> bool {
         self.provider.as_ref().is_some_and(|provider| provider.is_remote())
     }
 }
@@ -344,14 +359,9 @@ impl Shared {
         self.closed.read().clone().map_or(Ok(()), Err)
     }
 
-    /// What is asked first to unwrap a key.
-    fn first_way(&self) -> Option<&dyn KeyProvider> {
-        let mut ways = self.members.iter().filter_map(|member| member.provider.as_deref());
-        ways.find(|provider| provider.can_unwrap())
-    }
-
-    fn any_remote(&self) -> bool {
-        self.members.iter().any(Member::is_remote)
+    /// The present recipients.
+    fn who(&self) -> Arc<Recipients> {
+        self.recipients.read().clone()
     }
 
     fn context(&self, id: DataKeyId) -> WrapContext {
@@ -359,7 +369,8 @@ impl Shared {
     }
 
     fn data_key(&self, slot: &KeySlot, may_wait: bool) -> Result<Arc<DataKey>, KeyError> {
-        let (name, copies) = self.named(slot)?;
+        let who = self.who();
+        let (name, copies) = self.named(&who, slot)?;
         let purges = self.cache.purges();
         self.is_open()?;
         if let Some(key) = wait::granted(&name).or_else(|| self.cache.get(&name)) {
@@ -381,8 +392,12 @@ impl Shared {
     }
 
     /// The slot's copies that may be asked for, in the order they are tried, and their name.
-    fn named<'a>(&'a self, slot: &'a KeySlot) -> Result<(CacheKey, Ways<'a>), KeyError> {
-        let copies = self.in_order(&slot.recipients);
+    fn named<'a>(
+        &self,
+        who: &'a Recipients,
+        slot: &'a KeySlot,
+    ) -> Result<(CacheKey, Ways<'a>), KeyError> {
+        let copies = who.in_order(&slot.recipients);
         if copies.is_empty() {
             let names: Vec<_> = slot.recipients.iter().map(describe_recipient).collect();
             return Err(KeyError::NotOurs(format!(
@@ -394,15 +409,10 @@ impl Shared {
         Ok((cache::name_of(&context, copies.iter().map(|(copy, _)| *copy)), copies))
     }
 
-    fn in_order<'a>(&'a self, copies: &'a [Recipient]) -> Ways<'a> {
-        let copy_of =
-            |member: &Member| copies.iter().find(|copy| same_key(copy, &member.recipient));
-        self.members.iter().filter_map(|member| Some((copy_of(member)?, member))).collect()
-    }
-
     fn unwrap_volume_key(&self) -> Result<VolumeKey, KeyError> {
         let context = WrapContext { volume: self.volume, purpose: Purpose::Volume };
-        self.unwrap_first(&context, &self.in_order(&self.volume_keys)).map(VolumeKey)
+        let who = self.who();
+        self.unwrap_first(&context, &who.in_order(&who.volume_keys)).map(VolumeKey)
     }
 
     /// The first copy whose provider answers; an unavailable one gives way to the next.
@@ -458,57 +468,53 @@ impl Shared {
         (silence, silence >= self.grace)
     }
 
-    fn member(&self, recipient: &Recipient) -> Option<&Member> {
-        self.members.iter().find(|member| same_key(&member.recipient, recipient))
-    }
-
-    fn provider(&self, recipient: &Recipient) -> Result<(&Member, &dyn KeyProvider), KeyError> {
-        let member = self.member(recipient);
-        member.and_then(|member| Some((member, member.provider.as_deref()?))).ok_or_else(|| {
-            KeyError::Unavailable(format!(
-                "the {} is not at hand, and new files need a copy of their key for every \
-                 recipient; mount with the volume's key file or passphrase to make files",
-                describe_recipient(recipient)
-            ))
-        })
-    }
-
     /// A copy for a recipient.
     fn wrap_for(
         &self,
+        who: &Recipients,
         recipient: &Recipient,
         context: &WrapContext,
         key: &Secret<32>,
     ) -> Result<Recipient, KeyError> {
-        let (member, provider) = self.provider(recipient)?;
+        let (member, provider) = who.provider(recipient)?;
         self.heard(self.noted(member, provider.wrap(context, key)))
     }
 
-    fn can_create(&self) -> Result<(), KeyError> {
-        self.wrap_order.iter().try_for_each(|recipient| self.provider(recipient).map(drop))
+    /// A copy for a recipient made of another one; `None` if none of these will do.
+    fn reencrypted(
+        &self,
+        who: &Recipients,
+        recipient: &Recipient,
+        context: &WrapContext,
+        copies: &[Recipient],
+    ) -> Option<Result<Recipient, KeyError>> {
+        let source = who.kms_copy(copies)?;
+        let (member, provider) = who.provider(recipient).ok()?;
+        Some(self.heard(self.noted(member, provider.reencrypt(context, source)?)))
     }
 
     fn make_data_key(&self) -> Result<NewDataKey, KeyError> {
         let purges = self.cache.purges();
-        self.can_create()?;
+        let who = self.who();
+        who.can_create()?;
         let id = DataKeyId(random_array());
         let context = self.context(id);
         // A KMS makes the key if there is one; the others wrap it.
         let maker =
-            self.wrap_order.iter().position(|r| self.member(r).is_some_and(Member::is_remote));
-        let maker = self.wrap_order.get(maker.unwrap_or(0)).ok_or_else(|| {
+            who.wrap_order.iter().position(|r| who.member(r).is_some_and(Member::is_remote));
+        let maker = who.wrap_order.get(maker.unwrap_or(0)).ok_or_else(|| {
             KeyError::NotOurs("the volume has no recipient to wrap keys for".into())
         })?;
-        let (member, provider) = self.provider(maker)?;
+        let (member, provider) = who.provider(maker)?;
         let (key, made) = self.heard(self.noted(member, provider.generate(&context)))?;
         let copy_for = |recipient: &Recipient| match same_key(recipient, maker) {
             true => Ok(made.clone()),
-            false => self.wrap_for(recipient, &context, &key),
+            false => self.wrap_for(&who, recipient, &context, &key),
         };
-        let recipients = self.wrap_order.iter().map(copy_for).collect::<Result<_, _>>()?;
+        let recipients = who.wrap_order.iter().map(copy_for).collect::<Result<_, _>>()?;
         let key = Arc::new(DataKey(key));
         let slot = KeySlot { data_key_id: id, commitment: [0; 32], recipients };
-        let (name, _) = self.named(&slot)?;
+        let (name, _) = self.named(&who, &slot)?;
         self.cache.insert(name, key.clone(), purges);
         Ok(NewDataKey { key, slot })
     }

@@ -25,6 +25,11 @@ impl Rewraps {
         Self(Mutex::new(LruCache::sparse(REMEMBERED)))
     }
 
+    /// Forgets them.
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
+
     /// The copies that take the place of `old`: those made before, or what `make` says. Callers who
     /// come at the same time wait for one of them. Errors are not remembered.
     pub(super) fn get_or_make(

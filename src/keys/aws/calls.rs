@@ -16,6 +16,8 @@ pub enum Operation {
     Encrypt,
     /// Unwraps.
     Decrypt,
+    /// Unwraps with one key and wraps with another.
+    ReEncrypt,
 }
 
 impl Operation {
@@ -25,6 +27,7 @@ impl Operation {
             Self::GenerateDataKey => "GenerateDataKey",
             Self::Encrypt => "Encrypt",
             Self::Decrypt => "Decrypt",
+            Self::ReEncrypt => "ReEncrypt",
         }
     }
 
@@ -33,6 +36,8 @@ impl Operation {
         match self {
             Self::GenerateDataKey => 3,
             Self::Encrypt | Self::Decrypt => 1,
+            // Of one store perhaps twice.
+            Self::ReEncrypt => 2,
         }
     }
 }

@@ -207,6 +207,15 @@ impl<'a> Asking<'a> {
                         let request = request.plaintext(Blob::new([0; 32])).customize();
                         verdict(request.interceptor(watch).send().await)
                     }
+                    Operation::ReEncrypt => {
+                        let request = client.re_encrypt().source_key_id(&arn).dry_run(true);
+                        let request = request.destination_key_id(arn);
+                        let request = request.set_source_encryption_context(pairs.clone());
+                        let request = request.set_destination_encryption_context(pairs);
+                        let only = DryRunModifierType::IgnoreCiphertext;
+                        let request = request.dry_run_modifiers(only).customize();
+                        verdict(request.interceptor(watch).send().await)
+                    }
                 }
             }
         });
