@@ -16,6 +16,7 @@ use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor, NameMode, Params};
 use crate::format::header::RecipientKind;
 use crate::format::{DirId, VolumeId, dirfile};
 use crate::fs::Access;
+use crate::fs::opening::{NEW_DESCRIPTOR_NAME, write_descriptor, write_helper};
 use crate::fs::volume::{lock_root, open_root, unlock_error};
 use crate::keys::{KeySpec, describe_recipient, unlock};
 
@@ -24,7 +25,6 @@ use super::kms::KmsOptions;
 use super::mount::options::volume_id;
 use super::output::{Out, hex};
 use super::secrets::KeyOptions;
-use super::tree::{NEW_DESCRIPTOR_NAME, write_descriptor, write_helper};
 
 /// File name of a directory's id.
 const DIRFILE_NAME: &str = "kmsfs.dir";

@@ -15,7 +15,7 @@ use crate::format::descriptor::Descriptor;
 use crate::format::header::Recipient;
 use crate::fs::rewrap::{Sweep, Swept};
 use crate::fs::survey::regular_bytes;
-use crate::fs::volume::unlock_error;
+use crate::fs::volume::{unlock_error, write_descriptor};
 use crate::fs::{Access, journal};
 #[cfg(feature = "aws")]
 use crate::keys::aws;
@@ -26,7 +26,7 @@ use crate::keys::{Editor, KeyError, KeySpec, UnlockOptions, keyfile, same_key, u
 use super::exit::{DAMAGE, failure};
 use super::output::{Out, hex, note};
 use super::secrets::{self, KeyOptions};
-use super::tree::{Tree, locked, write_descriptor};
+use super::tree::{Tree, locked};
 use super::verify::{DamageLine, Screen};
 
 /// Where `key generate` puts an identity unless told.

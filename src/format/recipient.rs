@@ -140,7 +140,7 @@ impl KeySlot {
     }
     /// Writes the slot into a zeroed place. `Field("recipients")` when there are none, too many, or
     /// more bytes than fit.
-    pub(super) fn encode(&self, place: &mut [u8]) -> Result<(), FormatError> {
+    pub fn encode(&self, place: &mut [u8]) -> Result<(), FormatError> {
         let fits = self.encoded_len() <= place.len();
         if !fits || !(1..=MAX_RECIPIENTS).contains(&self.recipients.len()) {
             return Err(FormatError::Field("recipients"));
@@ -160,7 +160,7 @@ impl KeySlot {
     }
     /// Reads a slot; `None` when it is empty. Order: state (empty: all zero), count, reserved,
     /// used length, every record, all used bytes consumed, zero padding.
-    pub(super) fn decode(place: &[u8]) -> Result<Option<Self>, FormatError> {
+    pub fn decode(place: &[u8]) -> Result<Option<Self>, FormatError> {
         let mut r = Reader::new(place, "key slot length");
         match r.u8()? {
             0 if is_zero(place) => return Ok(None),

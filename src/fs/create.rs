@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLockReadGuard;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
@@ -16,6 +17,7 @@ use super::volume::{Opened, Volume};
 use crate::crypto;
 use crate::crypto::volumekeys::encode_name;
 use crate::format::DirId;
+use crate::keys::NewDataKey;
 use crate::store::{Content, FileStorage};
 
 /// Where a new object goes.
@@ -64,13 +66,14 @@ impl Volume {
     ) -> FsResult<(Attr, Opened)> {
         // The key first: without one nothing must be left behind.
         self.require_writable()?;
-        let new = self.keyring.for_new_file()?;
+        let (new, others) = self.key_for_new_file()?;
         let made = self.slot(parent, name).and_then(|slot| {
             let made = self.fill(&slot, || self.create_backing(who, &slot, mode, umask))?;
             Ok((slot, made))
         });
         let (slot, (file, st)) = match made {
             Err(error) => {
+                drop(others);
                 self.keyring.unused(new);
                 return self.open_instead(error, who, parent, name, flags);
             }
@@ -91,10 +94,23 @@ impl Volume {
                 self.flags.writeback.then_some((st.st_mtime, st.st_mtime_nsec as u32));
         }
         self.open.lock().insert(ino, inode.clone());
+        drop(others);
         self.lock_if_gone(&inode);
         let opened = self.new_handle(&inode, flags);
         let attr = self.attr_of(&inode, &st, None)?;
         Ok((attr, opened))
+    }
+
+    /// A key for the volume's present recipients, which stay so until the guard goes: whoever changes
+    /// them looks through the open files afterwards.
+    fn key_for_new_file(&self) -> FsResult<(NewDataKey, RwLockReadGuard<'_, ()>)> {
+        loop {
+            let new = self.keyring.for_new_file()?;
+            let others = self.opening_files.read();
+            if self.keyring.is_current(&new.slot) {
+                return Ok((new, others));
+            }
+        }
     }
 
     /// What was to be made may be there by now; without O_EXCL it is opened.

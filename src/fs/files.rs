@@ -16,7 +16,7 @@ use super::journal::Place;
 use super::volume::{Atime, Fh, Opened, Volume, WriteHow, refuse_rolled_back};
 use crate::format::header::Header;
 use crate::keys::NewDataKey;
-use crate::store::{Content, FileLog, FileStorage, Storage, StoreError};
+use crate::store::{Content, FileLog, FileStorage, Journal, Storage, StoreError};
 
 /// Bytes copied at a time by copy_file_range.
 const COPY_STEP: usize = 1 << 20;
@@ -125,13 +125,22 @@ impl Volume {
         storage: &Arc<FileStorage>,
         write: bool,
     ) -> FsResult<Arc<dyn Storage>> {
-        if let Some(journal) = self.journal.as_ref().filter(|_| write) {
-            let place = Box::new(Place { inode: Arc::downgrade(inode) });
-            let has_state = !storage.is_empty()? || !self.firm.is_new(inode.ino);
-            let watched = self.watched(inode.ino, storage);
-            return Ok(FileLog::new(journal.clone(), watched, place, has_state));
+        match &self.journal {
+            Some(journal) if write => Ok(self.log_of(journal, inode, storage)?),
+            _ => Ok(self.viewed(inode.ino, storage)),
         }
-        Ok(self.viewed(inode.ino, storage))
+    }
+
+    pub(super) fn log_of(
+        &self,
+        journal: &Arc<Journal>,
+        inode: &Arc<Inode>,
+        storage: &Arc<FileStorage>,
+    ) -> FsResult<Arc<FileLog>> {
+        let place = Box::new(Place { inode: Arc::downgrade(inode) });
+        let has_state = !storage.is_empty()? || !self.firm.is_new(inode.ino);
+        let watched = self.watched(inode.ino, storage);
+        Ok(FileLog::new(journal.clone(), watched, place, has_state))
     }
 
     /// A backing file as the journal of an unclean stop shows it.
@@ -149,7 +158,7 @@ impl Volume {
         }
     }
 
-    fn open_backing(&self, inode: &Inode, write: bool) -> FsResult<File> {
+    pub(super) fn open_backing(&self, inode: &Inode, write: bool) -> FsResult<File> {
         let file = self.at(inode, |loc| match loc {
             Loc::At(dir, entry) => backing::open_file(dir, entry, write),
             // An unlinked file is reopened through its descriptor.

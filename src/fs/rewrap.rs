@@ -5,18 +5,19 @@
 //! it again. A KMS is asked about many headers at a time; writing them is one thread's work.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::attr::FileKind;
 use super::backing;
-use super::error::FsResult;
+use super::error::{FsError, FsResult};
 use super::survey::{Damage, Found, Survey, Visitor};
 use super::verify::Watch;
 use super::volume::refuse_rolled_back;
 use crate::format::descriptor::NameMode;
-use crate::format::header::Recipient;
+use crate::format::header::{KeySlot, Recipient};
 use crate::keys::Keyring;
 use crate::store::content::VolumeContext;
 use crate::store::rewrap::rewrap_header;
@@ -48,11 +49,25 @@ pub struct Swept {
     pub headers: u64,
     /// Headers written.
     pub rewritten: u64,
+    /// Files that moved or changed while they were looked at: another sweep is needed.
+    pub moved: u64,
     /// Entries that could not be read or written; each was reported.
     pub failed: u64,
 }
 
-/// Sweeps the headers of a volume that is locked for writing and not mounted.
+/// Writes headers.
+pub trait Writer: Sync {
+    /// Gives files their new copies, in this order; some need none. `false`: it is not the file any
+    /// more that was looked at.
+    fn write(&self, batch: &[(&Found, &Plan)]) -> Vec<FsResult<bool>>;
+    /// Makes everything written durable.
+    fn finish(&self) -> FsResult<()>;
+}
+
+/// Hears of the files whose headers are about to be written.
+pub type Record<'a> = &'a (dyn Fn(&[&Found]) -> FsResult<()> + Sync);
+
+/// Sweeps the headers of a volume.
 pub struct Sweep<'a> {
     /// Volume and keys as the engine wants them.
     pub context: Arc<VolumeContext>,
@@ -61,12 +76,61 @@ pub struct Sweep<'a> {
     /// Generation of the descriptor before the change that this sweep follows: no header can be of a
     /// later one.
     pub generation: u64,
-    /// Where the new headers go first.
-    pub journal: Arc<Journal>,
     /// Wraps for the volume's present recipients.
     pub keyring: &'a Keyring,
+    /// Writes.
+    pub writer: &'a dyn Writer,
+    /// Is told before anything is written.
+    pub record: Record<'a>,
     /// Who is told.
     pub watch: &'a dyn Watch,
+}
+
+/// Writes the headers of a volume that is locked for writing and not mounted.
+pub struct InPlace {
+    /// Volume and keys as the engine wants them.
+    pub context: Arc<VolumeContext>,
+    /// Where the new headers go first.
+    pub journal: Arc<Journal>,
+    /// The backing root.
+    pub root: Arc<OwnedFd>,
+    /// Modification times become the present.
+    pub touch: bool,
+}
+
+impl Writer for InPlace {
+    fn write(&self, batch: &[(&Found, &Plan)]) -> Vec<FsResult<bool>> {
+        batch.iter().map(|(found, plan)| self.carry_out(found, plan).map(|()| true)).collect()
+    }
+
+    fn finish(&self) -> FsResult<()> {
+        self.journal.close()?;
+        Ok(rustix::fs::syncfs(&self.root)?)
+    }
+}
+
+impl InPlace {
+    fn carry_out(&self, found: &Found, plan: &Plan) -> FsResult<()> {
+        let storage = FileStorage(backing::open_file(&*found.parent, &found.entry, true)?);
+        let place = Box::new(At { ino: found.stat.st_ino, path: found.backing.clone() });
+        let file = FileLog::new(self.journal.clone(), Arc::new(storage), place, true);
+        let mtime = match self.touch {
+            true => now(),
+            false => (found.stat.st_mtime, found.stat.st_mtime_nsec as u32),
+        };
+        let next = plan.next.as_ref().and_then(|change| change.new.clone());
+        rewrap_header(&self.context, &file, mtime, plan.current.new.clone(), next)?;
+        if self.journal.pending_files() >= OPEN_MAX {
+            self.journal.checkpoint(false)?;
+        }
+        Ok(())
+    }
+}
+
+/// The present, as a file's time.
+pub(super) fn now() -> (i64, u32) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now.as_secs() as i64, now.subsec_nanos())
 }
 
 impl Sweep<'_> {
@@ -79,12 +143,15 @@ impl Sweep<'_> {
             swept: Swept::default(),
             seen: HashSet::new(),
             batch: Vec::with_capacity(BATCH),
+            failed: None,
         };
         survey.walk(&root, &mut state)?;
         state.flush();
-        self.journal.close()?;
-        rustix::fs::syncfs(&root)?;
-        Ok(state.swept)
+        self.writer.finish()?;
+        match state.failed {
+            Some(error) => Err(error),
+            None => Ok(state.swept),
+        }
     }
 
     /// What each of these headers is to hold, in their order.
@@ -118,33 +185,37 @@ impl Sweep<'_> {
         let header = Content::read_header(&self.context, &reading)?;
         // Or a descriptor that was rolled back would spread the recipients it still names.
         refuse_rolled_back(header.wrap_epoch, self.generation)?;
-        let current = self.keyring.rewrap(&header.current)?;
-        let next = header.next.as_ref().map(|slot| self.keyring.rewrap(slot)).transpose()?;
-        let [current, next] = [current, next.flatten()].map(|slot| slot.map(|s| s.recipients));
-        Ok(Plan { current, next })
-    }
-
-    /// Returns whether the header was written.
-    fn carry_out(&self, found: &Found, plan: Plan) -> FsResult<bool> {
-        if plan.current.is_none() && plan.next.is_none() {
-            return Ok(false);
-        }
-        let storage = FileStorage(backing::open_file(&*found.parent, &found.entry, true)?);
-        let place = Box::new(At { ino: found.stat.st_ino, path: found.backing.clone() });
-        let file = FileLog::new(self.journal.clone(), Arc::new(storage), place, true);
-        let mtime = (found.stat.st_mtime, found.stat.st_mtime_nsec as u32);
-        rewrap_header(&self.context, &file, mtime, plan.current, plan.next)?;
-        if self.journal.pending_files() >= OPEN_MAX {
-            self.journal.checkpoint(false)?;
-        }
-        Ok(true)
+        let change = |old: KeySlot| -> FsResult<Change> {
+            let new = self.keyring.rewrap(&old)?.map(|slot| slot.recipients);
+            Ok(Change { old, new })
+        };
+        Ok(Plan { current: change(header.current)?, next: header.next.map(change).transpose()? })
     }
 }
 
-/// New copies for the slots of a header; `None`: they are right.
-struct Plan {
-    current: Option<Vec<Recipient>>,
-    next: Option<Vec<Recipient>>,
+/// What a header is to hold.
+pub struct Plan {
+    /// The current slot.
+    pub current: Change,
+    /// The next one, if there is one.
+    pub next: Option<Change>,
+}
+
+/// New copies for one slot.
+#[derive(Clone)]
+pub struct Change {
+    /// The slot they were made of.
+    pub old: KeySlot,
+    /// None: it is right as it is.
+    pub new: Option<Vec<Recipient>>,
+}
+
+impl Plan {
+    /// Is there nothing to do?
+    fn is_idle(&self) -> bool {
+        let idle = |change: &Change| change.new.is_none();
+        idle(&self.current) && self.next.as_ref().is_none_or(idle)
+    }
 }
 
 struct State<'a> {
@@ -154,25 +225,46 @@ struct State<'a> {
     seen: HashSet<(u64, u64)>,
     /// Found and not yet looked at.
     batch: Vec<Found>,
+    /// Nothing more can be recorded, so nothing more is written.
+    failed: Option<FsError>,
 }
 
 impl State<'_> {
     /// Looks at what was found, and writes what has to change.
     fn flush(&mut self) {
         let batch = std::mem::take(&mut self.batch);
-        let plans = self.sweep.plans(&batch);
-        for (found, plan) in batch.into_iter().zip(plans) {
-            self.swept.headers += 1;
-            match plan.and_then(|plan| self.sweep.carry_out(&found, plan)) {
-                Ok(true) => self.swept.rewritten += 1,
-                Ok(false) => {}
-                Err(error) => {
-                    self.swept.failed += 1;
-                    self.sweep.watch.damaged(found.damage(error.to_string()));
-                }
-            }
-            self.sweep.watch.checked(found.stat.st_size as u64);
+        if self.failed.is_some() {
+            return;
         }
+        let plans = self.sweep.plans(&batch);
+        let mut todo = Vec::new();
+        for (found, plan) in batch.iter().zip(&plans) {
+            self.swept.headers += 1;
+            match plan {
+                Ok(plan) if plan.is_idle() => {}
+                Ok(plan) => todo.push((found, plan)),
+                Err(error) => self.fail(found, error),
+            }
+        }
+        let names: Vec<&Found> = todo.iter().map(|(found, _)| *found).collect();
+        if let Err(error) = (self.sweep.record)(&names) {
+            self.failed = Some(error);
+            return;
+        }
+        let written = if todo.is_empty() { vec![] } else { self.sweep.writer.write(&todo) };
+        for ((found, _), outcome) in todo.into_iter().zip(written) {
+            match outcome {
+                Ok(true) => self.swept.rewritten += 1,
+                Ok(false) => self.swept.moved += 1,
+                Err(error) => self.fail(found, &error),
+            }
+        }
+        batch.iter().for_each(|found| self.sweep.watch.checked(found.stat.st_size as u64));
+    }
+
+    fn fail(&mut self, found: &Found, error: &FsError) {
+        self.swept.failed += 1;
+        self.sweep.watch.damaged(found.damage(error.to_string()));
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::attr::{FileKind, Ino, ROOT, StatFs};
@@ -25,13 +25,15 @@ use super::journal::{self, Recovery, Root};
 use super::leftovers::{self, Mending};
 use super::lookahead::LookAhead;
 use super::names::{NAME_MAX, NameCodec};
+pub use super::opening::{
+    OpenError, exit, lock_root, open_root, read_descriptor, unlock_error, write_descriptor,
+};
 use super::readdir::DirStream;
 use crate::crypto::{Vault, VolumeKeys};
-use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor};
+use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor, NameMode};
 use crate::format::layout::Layout;
 use crate::format::{FormatError, VolumeId};
-use crate::keys::unlock::UnlockError;
-use crate::keys::{KeyError, Keyring, UnlockOptions};
+use crate::keys::{Keyring, UnlockOptions};
 use crate::store::Journal;
 use crate::store::content::VolumeContext;
 use crate::store::journal::JournalStatus;
@@ -48,9 +50,6 @@ const REKEY_LIMIT: u64 = 1 << 31;
 
 /// Calls of [`Volume::tick`] until everything is made firm.
 const FIRM_TICKS: u64 = 3;
-
-/// Largest descriptor file accepted, bytes.
-const DESCRIPTOR_MAX: usize = 1 << 20;
 
 /// What the opener wants of the volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,7 +126,13 @@ pub struct Volume {
     /// When a key that could not be had was last complained of.
     pub(super) key_complaint: Mutex<Option<Instant>>,
     pub(super) keyring: Keyring,
-    descriptor: Descriptor,
+    /// Replaced as a whole.
+    pub(super) descriptor: RwLock<Arc<Descriptor>>,
+    /// How it was unlocked, for the next descriptor.
+    pub(super) unlock: UnlockOptions,
+    /// Held while recipients or wrapped keys are changed from outside.
+    pub(super) rewrapping: Mutex<()>,
+    names: NameMode,
     source: PathBuf,
     access: Access,
     /// Where commits go; none in a volume that is only read.
@@ -190,7 +195,10 @@ impl Volume {
             ahead: LookAhead::new(),
             key_complaint: Mutex::default(),
             keyring: unlocked.keyring,
-            descriptor,
+            names: descriptor.params.names,
+            descriptor: RwLock::new(Arc::new(descriptor)),
+            unlock: unlock.without_prompt(),
+            rewrapping: Mutex::default(),
             source: source.to_path_buf(),
             access,
             journal: None,
@@ -233,14 +241,14 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Descriptor facts.
-    pub fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
+    /// The present descriptor.
+    pub fn descriptor(&self) -> Arc<Descriptor> {
+        self.descriptor.read().clone()
     }
 
     /// Volume id.
     pub fn id(&self) -> VolumeId {
-        self.descriptor.volume
+        self.ctx.volume
     }
 
     /// What the volume's journals held when it was opened.
@@ -383,7 +391,7 @@ impl Volume {
     }
 
     pub(super) fn codec(&self) -> FsResult<NameCodec> {
-        Ok(NameCodec { keys: self.keys()?, mode: self.descriptor.params.names })
+        Ok(NameCodec { keys: self.keys()?, mode: self.names })
     }
 
     /// The volume keys, for one operation.
@@ -547,149 +555,4 @@ fn require_known_features(
             source.display()
         ),
     ))
-}
-
-/// Opens a backing root directory.
-pub fn open_root(source: &Path) -> Result<OwnedFd, OpenError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(source, flags, Mode::empty()).map_err(|errno| {
-        OpenError::new(
-            exit::NOT_A_VOLUME,
-            format!("{}: cannot open the directory: {}", source.display(), words(errno)),
-        )
-    })
-}
-
-/// Reads the descriptor of the volume in `root`.
-pub fn read_descriptor(root: &OwnedFd, source: &Path) -> Result<Vec<u8>, OpenError> {
-    match backing::read_small(root, DESCRIPTOR_NAME.as_bytes(), DESCRIPTOR_MAX) {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(OpenError::new(
-            exit::NOT_A_VOLUME,
-            format!(
-                "{} is not a kmsfs volume: it holds no {DESCRIPTOR_NAME}. Make one with `kmsfsctl \
-                 init {}`",
-                source.display(),
-                source.display()
-            ),
-        )),
-        Err(error) => Err(OpenError::new(
-            exit::FORMAT,
-            format!("{}/{DESCRIPTOR_NAME} cannot be read: {error}", source.display()),
-        )),
-    }
-}
-
-/// Takes the lock on a backing root: exclusive to write, shared to read.
-pub fn lock_root(root: &OwnedFd, source: &Path, access: Access) -> Result<(), OpenError> {
-    let operation = match access {
-        Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
-        Access::ReadOnly => FlockOperation::NonBlockingLockShared,
-    };
-    match rustix::fs::flock(root, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(OpenError::new(
-            exit::IN_USE,
-            format!(
-                "{} is in use by another kmsfs{}: unmount it first, or work on a copy",
-                source.display(),
-                lock_holder(root).map(|pid| format!(" (process {pid})")).unwrap_or_default()
-            ),
-        )),
-        Err(errno) => Err(OpenError::new(
-            exit::FAILURE,
-            format!(
-                "{}: the backing directory cannot be locked: {}",
-                source.display(),
-                words(errno)
-            ),
-        )),
-    }
-}
-
-/// Process that holds a lock on `root`, as far as `/proc/locks` shows it.
-fn lock_holder(root: &OwnedFd) -> Option<u32> {
-    let ino = rustix::fs::fstat(root).ok()?.st_ino.to_string();
-    let table = std::fs::read_to_string("/proc/locks").ok()?;
-    table.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let of_root = fields.get(5)?.rsplit(':').next() == Some(ino.as_str());
-        (of_root && fields.get(1) == Some(&"FLOCK")).then(|| fields[4].parse().ok()).flatten()
-    })
-}
-
-/// Exit codes of both programs (README, "Exit codes").
-pub mod exit {
-    /// Anything without a code of its own.
-    pub const FAILURE: i32 = 1;
-    /// The source is no volume.
-    pub const NOT_A_VOLUME: i32 = 10;
-    /// Wrong passphrase or key file.
-    pub const WRONG_KEY: i32 = 11;
-    /// Key material missing, unreadable or open to others.
-    pub const KEY_MATERIAL: i32 = 12;
-    /// Damaged descriptor, newer format, unknown feature.
-    pub const FORMAT: i32 = 13;
-    /// Another kmsfs uses the volume.
-    pub const IN_USE: i32 = 14;
-    /// The mount point cannot be used.
-    pub const MOUNT_POINT: i32 = 15;
-    /// The mount itself failed.
-    pub const MOUNT: i32 = 16;
-    /// Damaged files were found.
-    pub const DAMAGE: i32 = 17;
-    /// The key is revoked or cannot be reached.
-    pub const KEY_UNAVAILABLE: i32 = 18;
-}
-
-/// Why a volume cannot be opened: a sentence, and an exit code.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct OpenError {
-    /// What happened, to which file or key, and what to do.
-    pub message: String,
-    /// Process exit code, one of [`exit`].
-    pub exit_code: i32,
-}
-
-impl OpenError {
-    /// An error with its sentence.
-    pub fn new(exit_code: i32, message: String) -> OpenError {
-        OpenError { message, exit_code }
-    }
-
-    fn io(source: &Path, errno: Errno) -> OpenError {
-        OpenError::new(exit::FAILURE, format!("{}: {}", source.display(), words(errno)))
-    }
-}
-
-/// Sentence and exit code for a volume that does not unlock.
-pub fn unlock_error(error: UnlockError, source: &Path) -> OpenError {
-    let exit_code = match &error {
-        UnlockError::Format(_) => exit::FORMAT,
-        UnlockError::Unexpected(_) => exit::FAILURE,
-        UnlockError::Key(KeyError::WrongKey(_) | KeyError::NotOurs(_)) => exit::WRONG_KEY,
-        UnlockError::Key(KeyError::Misconfigured(_)) => exit::KEY_MATERIAL,
-        UnlockError::Key(KeyError::Tampered(_)) => exit::FORMAT,
-        UnlockError::Key(
-            KeyError::Revoked(_)
-            | KeyError::Denied(_)
-            | KeyError::Unavailable(_)
-            | KeyError::Throttled(_)
-            | KeyError::WouldWait(_),
-        ) => exit::KEY_UNAVAILABLE,
-    };
-    let message = match &error {
-        UnlockError::Format(format) => {
-            format!("{}: {DESCRIPTOR_NAME} is refused: {format}", source.display())
-        }
-        UnlockError::Key(_) | UnlockError::Unexpected(_) => {
-            format!("{}: {error}", source.display())
-        }
-    };
-    OpenError { message, exit_code }
-}
-
-fn words(errno: Errno) -> std::io::Error {
-    errno.into()
 }

@@ -5,8 +5,10 @@
 //! cannot ask. They are answered to root and to the daemon's own user only, and never listed.
 //! Reading takes no lock in the kernel, so `sync` may make the kernel write back meanwhile.
 //!
-//! `kmsfs.status` is a JSON object, `kmsfs.metrics` the counters as Prometheus reads them. `kmsfs.sync` writes everything to the backing disk, then
-//! answers `ok`.
+//! `kmsfs.status` is a JSON object, `kmsfs.metrics` the counters as Prometheus reads them. `kmsfs.sync`
+//! writes everything to the backing disk, then answers `ok`. A request with a body is left with
+//! setxattr(2) as `kmsfs.request.<ticket>`; reading `kmsfs.answer.<ticket>` carries it out. In two
+//! steps, as the kernel locks the directory while an attribute is set.
 
 use super::metrics;
 use super::ops::Counters;
@@ -14,7 +16,7 @@ use crate::fs::{Caller, FsError, FsResult, JournalStatus, Volume};
 use fuser::{INodeNo, Notifier};
 use parking_lot::Mutex;
 use rustix::time::Timespec;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -23,6 +25,10 @@ use std::time::Instant;
 const STATUS: &str = "kmsfs.status";
 const SYNC: &str = "kmsfs.sync";
 const METRICS: &str = "kmsfs.metrics";
+const REQUEST: &str = "kmsfs.request.";
+const ANSWER: &str = "kmsfs.answer.";
+/// Requests left and not yet carried out; the oldest goes.
+const REQUESTS_MAX: usize = 4;
 /// Largest attribute value the kernel passes, bytes.
 const MAX_VALUE: usize = 65536;
 /// How long an unmount waits before it says what for.
@@ -48,11 +54,19 @@ pub struct Control {
     /// Inodes with handles that may have dirty pages, and how many.
     writers: Mutex<HashMap<u64, usize>>,
     notifier: OnceLock<Notifier>,
+    /// Requests by ticket.
+    requests: Mutex<VecDeque<(Vec<u8>, Vec<u8>)>>,
 }
 
 /// Whether a name is ours to answer.
 pub fn is_control_name(name: &[u8]) -> bool {
     [STATUS, SYNC, METRICS].iter().any(|known| name == known.as_bytes())
+        || name.starts_with(ANSWER.as_bytes())
+}
+
+/// Whether a name is that of a request.
+pub fn is_request_name(name: &[u8]) -> bool {
+    name.starts_with(REQUEST.as_bytes())
 }
 
 impl Control {
@@ -65,6 +79,7 @@ impl Control {
             counters: Counters::default(),
             writers: Mutex::default(),
             notifier: OnceLock::new(),
+            requests: Mutex::default(),
         }
     }
 
@@ -122,8 +137,10 @@ impl Control {
     /// Answers one of the reserved names. May wait for the disk and for the kernel: not for an
     /// event-loop thread.
     pub fn answer(&self, volume: &Volume, who: Caller, name: &[u8]) -> FsResult<Vec<u8>> {
-        if who.uid != 0 && who.uid != self.owner {
-            return Err(FsError::Errno(libc::EPERM));
+        self.require_owner(who)?;
+        if let Some(ticket) = name.strip_prefix(ANSWER.as_bytes()) {
+            let request = self.taken(ticket).ok_or(FsError::Errno(libc::ENODATA))?;
+            return Ok(volume.carry_out(&request));
         }
         if name == SYNC.as_bytes() {
             self.sync(volume)?;
@@ -171,6 +188,31 @@ impl Control {
         inodes.into_iter().for_each(|ino| self.write_back(ino));
         volume.commit_all(true)
     }
+
+    fn require_owner(&self, who: Caller) -> FsResult<()> {
+        match who.uid == 0 || who.uid == self.owner {
+            true => Ok(()),
+            false => Err(FsError::Errno(libc::EPERM)),
+        }
+    }
+
+    /// Keeps a request until its answer is read.
+    pub fn leave(&self, who: Caller, name: &[u8], request: &[u8]) -> FsResult<()> {
+        self.require_owner(who)?;
+        let ticket = name.strip_prefix(REQUEST.as_bytes()).unwrap_or_default();
+        let mut requests = self.requests.lock();
+        requests.push_back((ticket.to_vec(), request.to_vec()));
+        if requests.len() > REQUESTS_MAX {
+            requests.pop_front();
+        }
+        Ok(())
+    }
+
+    fn taken(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let mut requests = self.requests.lock();
+        let at = requests.iter().position(|(known, _)| known == ticket)?;
+        requests.remove(at).map(|(_, request)| request)
+    }
 }
 
 fn journal_facts(journal: JournalStatus) -> serde_json::Value {
@@ -207,6 +249,19 @@ pub fn status(mountpoint: &Path) -> io::Result<String> {
 pub fn metrics(mountpoint: &Path) -> io::Result<String> {
     let value = ask(mountpoint, METRICS)?;
     String::from_utf8(value).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Longest request.
+pub const REQUEST_MAX: usize = MAX_VALUE;
+
+/// Has the daemon of the mount at `mountpoint` carry out a request; its answer.
+pub fn request(mountpoint: &Path, ticket: &str, request: &[u8]) -> io::Result<Vec<u8>> {
+    if request.len() > REQUEST_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the request is too long"));
+    }
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(mountpoint, format!("{REQUEST}{ticket}"), request, flags)?;
+    ask(mountpoint, &format!("{ANSWER}{ticket}"))
 }
 
 /// Writes everything in the mount at `mountpoint` to the backing disk. Programs may go on writing

@@ -558,6 +558,9 @@ impl Filesystem for Glue {
         reply: ReplyEmpty,
     ) {
         let (who, name, value) = (convert::caller(req), name.as_bytes().to_vec(), value.to_vec());
+        if ino.0 == ROOT && control::is_request_name(&name) {
+            return self.run(Op::Setxattr, || done(reply, self.control.leave(who, &name, &value)));
+        }
         self.run_keyed(
             Op::Setxattr,
             None,

@@ -23,6 +23,9 @@ use std::path::Path;
 #[cfg(feature = "aws")]
 use std::time::Duration;
 
+#[cfg(feature = "aws")]
+mod exchange;
+
 /// Epoch of every wrapping key until its material is replaced.
 const FIRST_EPOCH: u32 = 1;
 /// How long a new KMS key may take to be known everywhere.
@@ -253,7 +256,9 @@ impl Editor {
                 describe_recipient(name)
             )));
         }
-        if self.descriptor.allowed.len() == 1 || self.descriptor.volume_keys.len() == 1 {
+        let opens = |copy: &Recipient| same_key(copy, name);
+        let copies = &self.descriptor.volume_keys;
+        if copies.len() == 1 && copies.iter().any(opens) {
             return Err(bad("the last recipient cannot be removed: nobody could open the volume"));
         }
         self.descriptor.allowed.retain(|other| !same_key(other, name));

@@ -82,6 +82,22 @@ pub struct UnlockOptions {
     pub lifetimes: Lifetimes,
 }
 
+impl UnlockOptions {
+    /// The same where nobody can be asked.
+    pub fn without_prompt(&self) -> Self {
+        Self {
+            passphrase_file: self.passphrase_file.clone(),
+            keyfile: self.keyfile.clone(),
+            identity: self.identity.clone(),
+            prompt: None,
+            expect: self.expect.clone(),
+            #[cfg(feature = "aws")]
+            kms: self.kms.clone(),
+            lifetimes: self.lifetimes,
+        }
+    }
+}
+
 /// What the operator remembers of a volume and the backing directory cannot be asked for: which one
 /// it is, and how far its keys had come.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

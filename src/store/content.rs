@@ -6,7 +6,7 @@
 use super::state::State;
 use super::{Storage, StoreError};
 use crate::crypto::{DataKey, Gone, Vault};
-use crate::format::header::{Header, KeySlot};
+use crate::format::header::{Header, KeySlot, Recipient};
 use crate::format::layout::Layout;
 use crate::format::{ObjectId, VolumeId};
 use parking_lot::{RwLock, RwLockWriteGuard};
@@ -159,6 +159,34 @@ impl Content {
     /// The data key of a file that nothing was ever written to, for another file.
     pub fn into_unused_key(self: Arc<Self>) -> Option<(Arc<DataKey>, KeySlot)> {
         Arc::into_inner(self)?.state.into_inner().into_unused_key()
+    }
+    /// Has nothing been written yet, so that no state needs the data key?
+    pub fn is_unused(&self) -> bool {
+        self.state.read().is_unused()
+    }
+    /// Another data key for a file that nothing was ever written to; false, and nothing done, if
+    /// something was.
+    pub fn replace_unused_key(&self, key: Arc<DataKey>, slot: KeySlot) -> Result<bool, StoreError> {
+        Ok(self.usable()?.replace_unused_key(key, slot))
+    }
+    /// New wrapped copies for the key slots, committed; `None` leaves a slot's as they are. Content
+    /// and data keys stay. The backing file gets the modification time `mtime`, unless a later one
+    /// is pending.
+    ///
+    /// Errors as [`super::rewrap::rewrap_header`], and those of a commit.
+    pub fn rewrap(
+        &self,
+        mtime: Time,
+        current: Option<Vec<Recipient>>,
+        next: Option<Vec<Recipient>>,
+    ) -> Result<(), StoreError> {
+        let mut state = self.usable()?;
+        state.commit()?;
+        state.begin()?;
+        super::rewrap::replace(&mut state.header, current, next)?;
+        state.changed = true;
+        state.mtime = state.mtime.or(Some(mtime));
+        state.commit()
     }
     /// Where the data keys come from: the current one's slot and the next one's.
     pub fn slots(&self) -> (KeySlot, Option<KeySlot>) {

@@ -24,19 +24,8 @@ pub fn rewrap_header(
     current: Option<Vec<Recipient>>,
     next: Option<Vec<Recipient>>,
 ) -> Result<Header, StoreError> {
-    let refused = || StoreError::Header(FormatError::Field("recipients"));
     let mut header = Content::read_header(ctx, file)?;
-    if let Some(recipients) = current {
-        header.current.recipients = recipients;
-    }
-    if let Some(recipients) = next {
-        header.next.as_mut().ok_or_else(refused)?.recipients = recipients;
-    }
-    let mut slots = std::iter::once(&header.current).chain(&header.next);
-    if slots.any(|slot| slot.recipients.is_empty()) {
-        return Err(refused());
-    }
-    header.wrap_epoch += 1;
+    replace(&mut header, current, next)?;
     let keys = ctx.keys.keys()?;
     let bytes = header.encode(ctx.layout, |b| keys.header_mac(b))?;
     file.commit(Commit {
@@ -52,4 +41,24 @@ pub fn rewrap_header(
         mtime: Some(mtime),
     })?;
     Ok(header)
+}
+
+/// Puts the copies into the header, or leaves it as it is.
+pub(super) fn replace(
+    header: &mut Header,
+    current: Option<Vec<Recipient>>,
+    next: Option<Vec<Recipient>>,
+) -> Result<(), StoreError> {
+    let none = |copies: &Option<Vec<Recipient>>| copies.as_ref().is_some_and(Vec::is_empty);
+    if none(&current) || none(&next) || (next.is_some() && header.next.is_none()) {
+        return Err(StoreError::Header(FormatError::Field("recipients")));
+    }
+    if let Some(recipients) = current {
+        header.current.recipients = recipients;
+    }
+    if let (Some(recipients), Some(slot)) = (next, &mut header.next) {
+        slot.recipients = recipients;
+    }
+    header.wrap_epoch += 1;
+    Ok(())
 }

@@ -294,9 +294,25 @@ impl State {
         Ok(())
     }
 
+    /// Is there no state that uses the data key, committed or not?
+    pub fn is_unused(&self) -> bool {
+        self.header.generation == 0 && !self.changed
+    }
+
+    /// Takes another data key while none is in use; returns whether it did.
+    pub fn replace_unused_key(&mut self, key: Arc<DataKey>, slot: KeySlot) -> bool {
+        let unused = self.is_unused();
+        if unused {
+            self.header.current = slot;
+            self.keys = Keys::new([Some(key), None], self.header.object, &self.header.life_salt);
+            self.recommit_keys();
+        }
+        unused
+    }
+
     /// The data key, if no state that uses it was ever committed.
     pub fn into_unused_key(mut self) -> Option<(Arc<DataKey>, KeySlot)> {
-        let never = self.header.generation == 0 && !self.changed;
+        let never = self.is_unused();
         let key = self.keys.data[0].take().filter(|_| never)?;
         Some((key, KeySlot { commitment: [0; 32], ..self.header.current }))
     }

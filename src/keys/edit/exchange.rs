@@ -1,0 +1,114 @@
+//! One KMS key takes the place of another, and what is left of the old one is taken away at last.
+
+use super::{Editor, bad, kms_provider};
+use crate::crypto::Secret;
+use crate::format::header::{Recipient, RecipientKind};
+use crate::keys::aws::{self, KeyArn};
+use crate::keys::unlock::{UnlockOptions, volume_context};
+use crate::keys::{KeyError, KeyProvider, describe_recipient, same_key};
+
+impl Editor {
+    /// The KMS keys new files are wrapped for, in the descriptor's order.
+    pub fn kms_keys(&self) -> Vec<KeyArn> {
+        let copies = &self.descriptor.volume_keys;
+        let kms = copies.iter().filter(|copy| copy.kind == RecipientKind::AwsKms);
+        kms.filter_map(|copy| KeyArn::parse(&describe_recipient(copy)).ok()).collect()
+    }
+
+    /// The KMS keys that headers may still name, and nothing new is wrapped for.
+    pub fn retiring_keys(&self) -> Vec<KeyArn> {
+        let current = &self.descriptor.volume_keys;
+        let retiring = self.descriptor.allowed.iter().filter(|key| {
+            key.kind == RecipientKind::AwsKms && !current.iter().any(|copy| same_key(copy, key))
+        });
+        retiring.filter_map(|key| KeyArn::parse(&describe_recipient(key)).ok()).collect()
+    }
+
+    /// Puts `to` where `from` was. What is wrapped for `from` can still be opened; nothing new is
+    /// wrapped for it. If both are the same key, it is taken as one whose material is new, and
+    /// wrapped copies of before are to be made anew. Returns the key that `to` stands for.
+    ///
+    /// Both keys are proven: `from` unwraps the volume key, `to` wraps it and unwraps what it
+    /// wrapped.
+    pub fn replace_kms_key(
+        &mut self,
+        from: &KeyArn,
+        to: &KeyArn,
+        options: &UnlockOptions,
+    ) -> Result<KeyArn, KeyError> {
+        let old = aws::name(from, 0);
+        let copies = &self.descriptor.volume_keys;
+        let place = copies.iter().position(|copy| same_key(copy, &old)).ok_or_else(|| {
+            KeyError::NotOurs(format!("{} is not a key of this volume", from.as_str()))
+        })?;
+        let copy = self.proven_copy(&copies[place], to, options)?;
+        let new = KeyArn::parse(&describe_recipient(&copy))?;
+        let renewed = same_key(&copy, &old);
+        if !renewed && copies.iter().any(|other| same_key(other, &copy)) {
+            let name = new.as_str();
+            return Err(bad(&format!("{name} is a key of this volume already, beside the other")));
+        }
+        let epoch = copies[place].epoch + u32::from(renewed);
+        let copy = Recipient { epoch, ..copy };
+        self.check_exchange_room(place, &copy)?;
+        let name = Recipient { wrapped: vec![], ..copy.clone() };
+        self.descriptor.volume_keys[place] = copy;
+        let allowed = &mut self.descriptor.allowed;
+        // It may have been on its way out.
+        allowed.retain(|key| renewed || !same_key(key, &name));
+        match allowed.iter_mut().find(|key| same_key(key, &old)) {
+            Some(key) => {
+                let before = std::mem::replace(key, name);
+                if !renewed {
+                    allowed.push(before);
+                }
+            }
+            None => allowed.insert(0, name),
+        }
+        Ok(new)
+    }
+
+    /// Takes a key that nothing new is wrapped for out of the list. False if it is not in it.
+    pub fn forget_kms_key(&mut self, arn: &KeyArn) -> Result<bool, KeyError> {
+        let name = aws::name(arn, 0);
+        if self.descriptor.volume_keys.iter().any(|copy| same_key(copy, &name)) {
+            return Err(bad(&format!("{} is a key of this volume: rotate it first", arn.as_str())));
+        }
+        let before = self.descriptor.allowed.len();
+        self.descriptor.allowed.retain(|key| !same_key(key, &name));
+        Ok(self.descriptor.allowed.len() < before)
+    }
+
+    /// The volume key wrapped by `to`, from `old` without showing it to anybody if that can be.
+    fn proven_copy(
+        &self,
+        old: &Recipient,
+        to: &KeyArn,
+        options: &UnlockOptions,
+    ) -> Result<Recipient, KeyError> {
+        let context = volume_context(self.descriptor.volume);
+        let provider = kms_provider(to, options);
+        let copy = match provider.reencrypt(&context, old) {
+            Some(copy) => copy?,
+            None => provider.wrap(&context, &self.volume_key.0)?,
+        };
+        // An alias wraps, and may be pointed elsewhere; what unwraps is the key.
+        let key = KeyArn::parse(&describe_recipient(&copy))?;
+        let opened: Secret<32> = kms_provider(&key, options).unwrap(&context, &copy)?;
+        if !opened.ct_eq(&self.volume_key.0) {
+            return Err(KeyError::Tampered(format!(
+                "KMS key {} gave back another key than it wrapped; nothing was changed",
+                key.as_str()
+            )));
+        }
+        Ok(copy)
+    }
+
+    /// The header's place must hold the new copies instead of the old ones.
+    fn check_exchange_room(&mut self, place: usize, copy: &Recipient) -> Result<(), KeyError> {
+        let removed = self.descriptor.volume_keys.remove(place);
+        let fits = self.check_header_room(copy);
+        self.descriptor.volume_keys.insert(place, removed);
+        fits
+    }
+}
