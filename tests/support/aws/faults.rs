@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::api::{Fault, matches};
+use super::pki::Spoil;
 
 /// What a rule does to a call.
 #[derive(Clone, Debug, PartialEq)]
@@ -235,6 +236,18 @@ pub struct Switches {
     pub connect: Duration,
     /// Seconds by which the service's clock is ahead of ours.
     pub clock: i64,
+    /// How long a cluster takes to be created, initialized or deleted.
+    pub cluster: Duration,
+    /// How long an HSM takes to be created or deleted.
+    pub hsm: Duration,
+    /// What is wrong with the certificates of new clusters.
+    pub spoil: Option<Spoil>,
+    /// How many custom key stores, clusters and HSMs an account may have.
+    pub stores_max: usize,
+    /// See there.
+    pub clusters_max: usize,
+    /// See there.
+    pub hsms_max: usize,
 }
 
 impl Default for Switches {
@@ -249,6 +262,12 @@ impl Default for Switches {
             signatures: true,
             connect: Duration::ZERO,
             clock: 0,
+            cluster: Duration::ZERO,
+            hsm: Duration::ZERO,
+            spoil: None,
+            stores_max: 10,
+            clusters_max: 4,
+            hsms_max: 6,
         }
     }
 }
@@ -262,6 +281,9 @@ impl Switches {
             "strict_context": self.strict_context, "blob_len": self.blob_len,
             "expired": self.expired, "signatures": self.signatures,
             "connect_ms": self.connect.as_millis() as u64, "clock_s": self.clock,
+            "cluster_ms": self.cluster.as_millis() as u64, "hsm_ms": self.hsm.as_millis() as u64,
+            "stores_max": self.stores_max, "clusters_max": self.clusters_max,
+            "hsms_max": self.hsms_max,
         })
     }
 }
