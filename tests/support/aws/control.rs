@@ -21,6 +21,10 @@ pub fn serve(shared: &Shared, request: &Request) -> (Response, Option<Duration>)
     world.settle();
     if request.method == "GET" {
         let value = match request.target.as_str() {
+            "/_control/roots" => {
+                let (aws, manufacturer) = pki::roots();
+                json!({ "aws": aws, "manufacturer": manufacturer })
+            }
             "/_control/log" => world.counters.log_json(usize::MAX),
             _ => show(&world),
         };
@@ -57,13 +61,11 @@ pub fn show(world: &World) -> Value {
             })
         })
         .collect();
-    let (aws_root, manufacturer_root) = pki::roots();
     let principals: Vec<Value> = world.principals.values().map(Principal::to_json).collect();
     json!({
         "region": world.region, "account": world.account, "switches": world.switches.to_json(),
         "faults": world.rules.to_json(), "keys": keys, "aliases": aliases, "stores": stores,
         "clusters": lab::show(world), "subnets": world.subnets, "grants": world.grants.len(),
-        "roots": { "aws": aws_root, "manufacturer": manufacturer_root },
         "credentials": principals, "counters": world.counters.to_json(),
         "log": world.counters.log_json(LOG_SHORT),
     })

@@ -46,7 +46,9 @@
 //! | `signatures` | false: do not check them |
 //! | `reset_counters` | all counters and the log to zero |
 //!
-//! `GET /_control` shows all of it with the counters, `GET /_control/log` the last calls.
+//! `GET /_control` shows all of it with the counters, `GET /_control/log` the last calls,
+//! `GET /_control/roots` the roots of the hardware certificates. `cloudhsm-cli.py` beside this file is
+//! the tool that activates clusters and makes users in them.
 
 #![allow(dead_code)]
 

@@ -139,7 +139,9 @@ pub fn create(world: &mut World, call: &Call) -> Outcome {
     let operations: Vec<String> =
         list.iter().filter_map(|word| Some(word.as_str()?.to_owned())).collect();
     if operations.is_empty() || operations.iter().any(|word| !OPERATIONS.contains(&&**word)) {
-        return Err(Fault::validation("A grant is for some of the operations that can be granted."));
+        return Err(Fault::validation(
+            "A grant is for some of the operations that can be granted.",
+        ));
     }
     let grant = Grant {
         id: HEXLOWER.encode(&random::<32>()),

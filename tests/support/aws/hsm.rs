@@ -127,8 +127,7 @@ fn create_cluster(world: &mut World, call: &Call) -> Outcome {
     Ok(json!({ "Cluster": cluster.show() }))
 }
 
-type History =
-    (String, Option<(String, String)>, BTreeMap<String, super::clusters::User>);
+type History = (String, Option<(String, String)>, BTreeMap<String, super::clusters::User>);
 
 fn history(world: &World, backup: &str, mode: &str) -> Result<History, Fault> {
     let name = backup.rsplit('/').next().unwrap_or_default();

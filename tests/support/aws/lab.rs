@@ -23,9 +23,7 @@ pub fn make(world: &mut World, name: &str, value: &Value) -> Result<Value, Strin
         "hsm_user" => change_user(world, value),
         "hsm_users" => {
             let cluster = find(world, value.as_str().or(value["cluster"].as_str()))?;
-            let show = |(name, user): (&String, &User)| {
-                json!({ "username": name, "role": user.role, "locked": user.locked })
-            };
+            let show = |(name, user): (&String, &User)| json!({ "username": name, "role": user.role, "locked": user.locked });
             Ok(cluster.users.iter().map(show).collect())
         }
         "create_cluster" => {
@@ -109,6 +107,9 @@ fn change_user(world: &mut World, value: &Value) -> Result<Value, String> {
         }
         if cluster.users.contains_key(name) && value.get("role").is_some() {
             return Err("User already exists".to_owned());
+        }
+        if !cluster.users.contains_key(name) && value.get("role").is_none() {
+            return Err("User does not exist".to_owned());
         }
     }
     if value["delete"] == true {
@@ -303,7 +304,8 @@ impl FakeAws {
     /// Puts `cloudhsm-cli` and `configure-cli` into a directory; they need the environment of
     /// [`FakeAws::cli_environment`].
     pub fn install_cli(&self, dir: &Path) -> (PathBuf, PathBuf) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/aws/cloudhsm-cli.py");
+        let script =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/aws/cloudhsm-cli.py");
         let (cli, configure) = (dir.join("cloudhsm-cli"), dir.join("configure-cli"));
         symlink(&script, &cli).unwrap();
         symlink(&script, &configure).unwrap();

@@ -176,8 +176,7 @@ impl Identity {
 
 /// The bytes of the only certificate in a PEM text.
 fn single(what: &str, pem: &str) -> Result<Vec<u8>, String> {
-    let blocks: Vec<Pem> =
-        Pem::iter_from_buffer(pem.as_bytes()).filter_map(Result::ok).collect();
+    let blocks: Vec<Pem> = Pem::iter_from_buffer(pem.as_bytes()).filter_map(Result::ok).collect();
     match blocks.as_slice() {
         [block] if block.label == "CERTIFICATE" => Ok(block.contents.clone()),
         [] => Err(format!("The {what} is not a PEM certificate.")),
@@ -198,8 +197,7 @@ fn parse<'a>(what: &str, der: &'a [u8]) -> Result<X509Certificate<'a>, String> {
 /// Checks what a cluster is claimed with, as the service does.
 pub fn check_claim(csr: &str, signed: &str, anchor: &str) -> Result<(), String> {
     let (signed, anchor) = (single("signed certificate", signed)?, single("trust anchor", anchor)?);
-    let (signed, anchor) =
-        (parse("signed certificate", &signed)?, parse("trust anchor", &anchor)?);
+    let (signed, anchor) = (parse("signed certificate", &signed)?, parse("trust anchor", &anchor)?);
     if anchor.subject() != anchor.issuer() || anchor.verify_signature(None).is_err() {
         return Err("The trust anchor is not self-signed.".to_owned());
     }

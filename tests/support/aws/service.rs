@@ -291,7 +291,8 @@ fn json_response(outcome: &Outcome, id: &str) -> Response {
             let mut body = json!({ "__type": fault.code });
             if !fault.message.is_empty() {
                 // As the models have it; clients are expected to look for both.
-                let cloudhsm = fault.code.starts_with("CloudHsm") && !fault.code.contains("Cluster");
+                let cloudhsm =
+                    fault.code.starts_with("CloudHsm") && !fault.code.contains("Cluster");
                 let member = if cloudhsm { "Message" } else { "message" };
                 body[member] = json!(fault.message);
             }

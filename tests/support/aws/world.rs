@@ -405,10 +405,14 @@ impl World {
         }
         let store = key.store.as_ref().and_then(|id| self.stores.get(id));
         match store {
-            Some(store) if !store.reachable || self.hsms_of(store).0 == 0 => invalid(match store.kind {
-                Origin::CloudHsm => "KMS cannot communicate with your CloudHSM cluster.".to_owned(),
-                _ => "KMS cannot communicate with your external key store proxy.".to_owned(),
-            }),
+            Some(store) if !store.reachable || self.hsms_of(store).0 == 0 => {
+                invalid(match store.kind {
+                    Origin::CloudHsm => {
+                        "KMS cannot communicate with your CloudHSM cluster.".to_owned()
+                    }
+                    _ => "KMS cannot communicate with your external key store proxy.".to_owned(),
+                })
+            }
             _ => Ok(key),
         }
     }
