@@ -414,8 +414,11 @@ fn the_tools_of_cloudhsm() {
         assert_eq!(fake.hsm_users(&id)["kmsuser"].password, "kmspassword");
         let users = run(&["user", "list"], &environment, "");
         assert_eq!(users["data"]["users"][1]["username"], "kmsuser");
+        let mut failing = environment.clone();
+        failing.push(("KMSFS_FAKE_CLI_FAIL", "out of order".to_owned()));
+        assert_eq!(run(&["user", "list"], &failing, "")["data"], "out of order");
         let log = std::fs::read_to_string(dir.path().join("cloudhsm-cli.log")).unwrap();
-        assert_eq!(log.lines().count(), 14);
+        assert_eq!(log.lines().count(), 15);
         assert!(log.contains("kmsuser") && !log.contains("kmspassword"));
     });
 }

@@ -114,7 +114,7 @@ fn a_store_with_an_external_manager() {
     );
     assert_eq!(create(&second), "XksProxyUriUnreachableException");
     let id = store["CustomKeyStoreId"].as_str().unwrap();
-    for failure in ["XKS_PROXY_TIMED_OUT", "XKS_PROXY_ACCESS_DENIED"] {
+    for failure in aws::CONNECTION_ERRORS {
         fake.fail_connections(id, Some(failure));
         client.call("ConnectCustomKeyStore", &store).unwrap();
         assert_eq!(state(&client, &store), ("FAILED".into(), json!(failure)));
@@ -275,6 +275,10 @@ fn lost_answers_leave_the_work_done() {
     fake.fault(other);
     let ask = || code(client.call_cloudhsm("DescribeClusters", &json!({})));
     assert_eq!(ask(), "CloudHsmInternalFailureException");
+    let rule = fake.fault(Rule::new(Effect::throttle()).on("kms:*"));
+    assert_eq!(code(client.call("ListKeys", &json!({}))), "ThrottlingException");
+    assert_eq!(ask(), "OK");
+    fake.clear_fault(rule);
     fake.throttle(true);
     assert_eq!(ask(), "ThrottlingException");
     fake.throttle(false);

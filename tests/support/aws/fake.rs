@@ -90,6 +90,7 @@ pub use self::{
     lab::{ADMIN_PASSWORD, Counts},
     pki::Spoil,
     principals::{ACCESS_KEY, Principal, SECRET_KEY},
+    stores::CONNECTION_ERRORS,
     world::{Connection, Origin},
 };
 use self::{

@@ -76,7 +76,8 @@ impl Effect {
 pub struct Rule {
     /// What happens.
     pub effect: Effect,
-    /// Only calls of this operation; may end in `*`.
+    /// Only calls of this operation, with its service (`cloudhsm:TagResource`) or without; may end in
+    /// `*`.
     pub operation: Option<String>,
     /// Only calls that name this key (id or ARN), by whatever name or through a blob.
     pub key: Option<String>,
@@ -129,9 +130,12 @@ impl Rule {
         })
     }
 
-    fn covers(&self, operation: &str, keys: &[String]) -> bool {
+    fn covers(&self, service: &str, operation: &str, keys: &[String]) -> bool {
+        let full = format!("{service}:{operation}");
         let same = |name: &str| keys.iter().any(|id| name.rsplit('/').next() == Some(id));
-        self.operation.as_ref().is_none_or(|pattern| matches(pattern, operation))
+        self.operation
+            .as_ref()
+            .is_none_or(|pattern| matches(pattern, operation) || matches(pattern, &full))
             && self.key.as_ref().is_none_or(|name| same(name))
     }
 }
@@ -178,12 +182,17 @@ impl Rules {
     }
 
     /// What happens to a call: how long it waits, and the first other effect, with its number.
-    pub fn apply(&mut self, operation: &str, keys: &[String]) -> (Duration, Option<(u64, Effect)>) {
+    pub fn apply(
+        &mut self,
+        service: &str,
+        operation: &str,
+        keys: &[String],
+    ) -> (Duration, Option<(u64, Effect)>) {
         let mut wait = Duration::ZERO;
         let mut first = None;
         for (number, rule) in &mut self.rules {
             let delay = matches!(rule.effect, Effect::Delay(_));
-            if !rule.covers(operation, keys) || (first.is_some() && !delay) {
+            if !rule.covers(service, operation, keys) || (first.is_some() && !delay) {
                 continue;
             }
             if rule.skip > 0 {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::FakeAws;
 use super::clusters::{ADMIN, Cluster, HSM_STATES, Moving, STATES, User};
 use super::pki::{self, Spoil};
+use super::stores::CONNECTION_ERRORS;
 use super::world::World;
 
 /// The administrator's password in clusters that are made ready at once.
@@ -272,6 +273,7 @@ impl FakeAws {
 
     /// The error that connections of a store fail with from now on, or none.
     pub fn fail_connections(&self, store: &str, code: Option<&str>) {
+        assert!(code.is_none_or(|code| CONNECTION_ERRORS.contains(&code)));
         self.lab(&json!({ "store": { "id": store, "next_error": code } })).unwrap();
     }
 

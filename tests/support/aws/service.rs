@@ -109,7 +109,7 @@ fn call(shared: &Shared, request: &Request, service: &Service, operation: &str) 
     let subjects = (service.subjects)(&world, &call);
     entry.access_key = who.access_key.clone();
     let keys = describe(&world, &subjects, &mut entry);
-    let (wait, effect) = world.rules.apply(operation, &keys);
+    let (wait, effect) = world.rules.apply(service.signing, operation, &keys);
     let wait = wait + world.switches.latency;
     drop(world);
     rest(shared, wait);

@@ -9,6 +9,28 @@ use super::clusters::{Cluster, KMS_USER};
 use super::pki;
 use super::world::{Connection, Origin, Store, World};
 
+/// Why connections fail: those of CloudHSM, then those of external key managers.
+pub const CONNECTION_ERRORS: [&str; 18] = [
+    "INVALID_CREDENTIALS",
+    "CLUSTER_NOT_FOUND",
+    "NETWORK_ERRORS",
+    "INTERNAL_ERROR",
+    "INSUFFICIENT_CLOUDHSM_HSMS",
+    "USER_LOCKED_OUT",
+    "USER_NOT_FOUND",
+    "USER_LOGGED_IN",
+    "SUBNET_NOT_FOUND",
+    "INSUFFICIENT_FREE_ADDRESSES_IN_SUBNET",
+    "XKS_PROXY_ACCESS_DENIED",
+    "XKS_PROXY_NOT_REACHABLE",
+    "XKS_VPC_ENDPOINT_SERVICE_NOT_FOUND",
+    "XKS_PROXY_INVALID_RESPONSE",
+    "XKS_PROXY_INVALID_CONFIGURATION",
+    "XKS_VPC_ENDPOINT_SERVICE_INVALID_CONFIGURATION",
+    "XKS_PROXY_TIMED_OUT",
+    "XKS_PROXY_INVALID_TLS_CONFIGURATION",
+];
+
 /// Names no store.
 pub fn not_found(id: &str) -> Fault {
     Fault::client("CustomKeyStoreNotFoundException", format!("Custom key store {id} not found."))
