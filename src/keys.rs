@@ -18,6 +18,7 @@ pub mod local;
 mod master;
 mod recipients;
 mod rewraps;
+pub mod rotation;
 mod supply;
 pub mod unlock;
 pub mod wait;

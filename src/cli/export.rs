@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 use serde::Serialize;
 
 use crate::fs::attr::ROOT;
-use crate::fs::survey::regular_bytes;
+use crate::fs::survey::regular_files;
 use crate::fs::{Attr, Caller, FileKind, FsError, FsResult, Ino, Volume};
 
 use super::exit::{DAMAGE, FAILURE, failure};
@@ -115,7 +115,7 @@ pub fn run(args: ExportArgs) -> anyhow::Result<()> {
         json: args.json,
         damaged: false,
     };
-    export.progress.more(regular_bytes(File::open(&args.dir)?)?);
+    export.progress.more(regular_files(File::open(&args.dir)?)?.1);
     export.tree(&args.out)?;
     export.left_out();
     let report = export.report;

@@ -3,6 +3,12 @@
 //! The descriptor changes first, in one step; then, if recipients changed, a sweep brings every file
 //! header in line. Running the same command again finishes a sweep that was interrupted.
 
+#[cfg(feature = "aws")]
+mod rewrap;
+mod sweep;
+#[cfg(feature = "aws")]
+mod target;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -13,10 +19,8 @@ use crate::crypto::SecretBytes;
 use crate::crypto::wrap::Argon2Cost;
 use crate::format::descriptor::Descriptor;
 use crate::format::header::Recipient;
-use crate::fs::rewrap::{Sweep, Swept};
-use crate::fs::survey::regular_bytes;
+use crate::fs::Access;
 use crate::fs::volume::{unlock_error, write_descriptor};
-use crate::fs::{Access, journal};
 #[cfg(feature = "aws")]
 use crate::keys::aws;
 use crate::keys::unlock::UnlockError;
@@ -27,7 +31,8 @@ use super::exit::{DAMAGE, failure};
 use super::output::{Out, hex, note};
 use super::secrets::{self, KeyOptions};
 use super::tree::{Tree, locked};
-use super::verify::{DamageLine, Screen};
+use super::verify::DamageLine;
+use sweep::Sweeping;
 
 /// Where `key generate` puts an identity unless told.
 const IDENTITY_FILE: &str = "kmsfs-identity";
@@ -47,6 +52,8 @@ enum KeyCommand {
     /// Take a key away; what its owner copied before stays readable to him
     Remove(EditArgs),
     ChangePassphrase(PassphraseArgs),
+    #[cfg(feature = "aws")]
+    Rewrap(rewrap::RewrapArgs),
 }
 
 /// Make an X25519 identity, to be kept offline, and print its public key
@@ -130,6 +137,8 @@ pub fn run(args: KeyArgs) -> anyhow::Result<()> {
         KeyCommand::Add(args) => edit(&args, add),
         KeyCommand::Remove(args) => edit(&args, remove),
         KeyCommand::ChangePassphrase(args) => change_passphrase(&args),
+        #[cfg(feature = "aws")]
+        KeyCommand::Rewrap(args) => rewrap::run(&args),
     }
 }
 
@@ -181,7 +190,8 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     // What was right already may have been left by a sweep that was interrupted.
     if recipients_changed || args.key.is_recipient() || !descriptor_changed {
         let tree = Tree::unlock(root, &args.dir, &bytes, Access::ReadWrite, &options)?;
-        let (swept, problems) = sweep(&tree, before, args.json).with_context(|| {
+        let sweeping = Sweeping { json: args.json, ..Sweeping::default() };
+        let (swept, problems) = sweeping.idle(&tree, &tree.keyring, before).with_context(|| {
             let again = "run the same command again to finish the file headers";
             format!("{}: the descriptor is changed; {again}", args.dir.display())
         })?;
@@ -255,21 +265,6 @@ fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {
 
 fn is_recipient(editor: &Editor, name: &Recipient) -> bool {
     editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, name))
-}
-
-fn sweep(tree: &Tree, before: u64, json: bool) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
-    let screen = Screen::new("brought in line", json);
-    screen.more(regular_bytes(&tree.root)?);
-    let sweep = Sweep {
-        context: tree.context.clone(),
-        names: tree.descriptor.params.names,
-        generation: before,
-        journal: journal::open(&tree.root, &tree.context),
-        keyring: &tree.keyring,
-        watch: &screen,
-    };
-    let swept = sweep.run(&tree.root)?;
-    Ok((swept, screen.finish()?))
 }
 
 impl Edited {

@@ -22,12 +22,22 @@ pub struct Progress {
 impl Progress {
     /// `verb` says what happens to the files ("checked"). `quiet` shows nothing at all.
     pub fn new(verb: &'static str, quiet: bool) -> Self {
+        let bytes =
+            "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {msg} eta {eta}";
+        Self::with_template(bytes, verb, quiet)
+    }
+
+    /// For work that takes as long for a small file as for a large one: [`Self::more`] and
+    /// [`Self::done`] take 1 for each.
+    pub fn of_files(verb: &'static str, quiet: bool) -> Self {
+        Self::with_template("{bar:30} {pos}/{len} files {per_sec} {msg} eta {eta}", verb, quiet)
+    }
+
+    fn with_template(template: &str, verb: &'static str, quiet: bool) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
             // The template is a constant; should indicatif refuse it, its default serves.
-            if let Ok(style) = ProgressStyle::with_template(
-                "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {msg} eta {eta}",
-            ) {
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
             bar.enable_steady_tick(Duration::from_millis(200));

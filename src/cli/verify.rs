@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::fs::Access;
-use crate::fs::survey::{Damage, regular_bytes};
+use crate::fs::survey::{Damage, regular_files};
 use crate::fs::verify::{Checked, Verifier, Watch};
 
 use super::exit::{DAMAGE, FAILURE, failure};
@@ -58,7 +58,7 @@ impl From<Damage> for DamageLine {
 }
 
 impl DamageLine {
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let at = if self.backing.is_empty() { "." } else { &self.backing };
         format!("damaged: {} (backing file {at}): {}", self.path, self.reason)
     }
@@ -138,7 +138,7 @@ impl Watch for Screen {
 pub fn run(args: VerifyArgs) -> anyhow::Result<()> {
     let tree = Tree::open(&args.dir, Access::ReadOnly, &args.keys.unlock_options())?;
     let screen = Screen::new("checked", args.json);
-    screen.more(regular_bytes(&tree.root)?);
+    screen.more(regular_files(&tree.root)?.1);
     let verifier = Verifier {
         context: tree.context.clone(),
         names: tree.descriptor.params.names,

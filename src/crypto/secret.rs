@@ -1,6 +1,7 @@
 //! Secret bytes: locked in memory, kept out of core dumps, wiped on drop; no Debug, no Clone.
 
 use crate::sys::Locked;
+use subtle::ConstantTimeEq;
 
 /// A fixed-size secret in a locked page.
 pub struct Secret<const N: usize> {
@@ -28,6 +29,10 @@ impl<const N: usize> Secret<N> {
     /// The bytes.
     pub fn expose(&self) -> &[u8; N] {
         &self.inner
+    }
+    /// Are both the same? Takes the same time whatever they are.
+    pub fn is(&self, other: &Self) -> bool {
+        self.inner.ct_eq(&*other.inner).into()
     }
 }
 

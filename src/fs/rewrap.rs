@@ -194,6 +194,7 @@ impl Sweep<'_> {
 }
 
 /// What a header is to hold.
+#[derive(Clone)]
 pub struct Plan {
     /// The current slot.
     pub current: Change,

@@ -312,11 +312,11 @@ fn is_root_helper(name: &[u8]) -> bool {
     name == DESCRIPTOR_NAME.as_bytes() || ROOT_HELPERS.contains(&name) || journal
 }
 
-/// Bytes of all regular files below a directory: what a progress bar counts up to.
-pub fn regular_bytes(root: impl AsFd) -> FsResult<u64> {
+/// Number and bytes of all regular files below a directory: what a progress bar counts up to.
+pub fn regular_files(root: impl AsFd) -> FsResult<(u64, u64)> {
     let root = Arc::new(backing::open_dir(root)?);
     let mut stack = vec![(root, b".".to_vec())];
-    let mut total = 0;
+    let (mut files, mut total) = (0, 0);
     while let Some((parent, entry)) = stack.pop() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Whatever cannot be read is reported by the walk, not here.
@@ -327,13 +327,14 @@ pub fn regular_bytes(root: impl AsFd) -> FsResult<u64> {
             match FileKind::from_mode(stat.st_mode) {
                 Some(FileKind::Directory) => stack.push((fd.clone(), raw.name)),
                 Some(FileKind::Regular) if raw.name != names::DIR_FILE => {
+                    files += 1;
                     total += stat.st_size as u64;
                 }
                 _ => {}
             }
         }
     }
-    Ok(total)
+    Ok((files, total))
 }
 
 fn joined(dir: &[u8], entry: &[u8]) -> Vec<u8> {

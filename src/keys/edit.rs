@@ -11,7 +11,7 @@ use super::local::LocalMaster;
 use super::master::{self, keyfile_slot, passphrase_slot};
 use super::unlock::{KeySpec, Opened, UnlockError, UnlockOptions, volume_context};
 use super::x25519::X25519;
-use super::{KeyError, KeyProvider, describe_recipient, keyfile, same_key};
+use super::{KeyError, KeyProvider, describe_recipient, keyfile, rotation, same_key};
 use crate::crypto::wrap::Argon2Cost;
 use crate::crypto::{Secret, SecretBytes, VolumeKey, VolumeKeys};
 use crate::format::descriptor::{Descriptor, MAX_MASTERS, MasterKdf, MasterSlot, Params};
@@ -149,6 +149,17 @@ impl Editor {
                 next.ok_or(FormatError::Field("descriptor generation"))?;
         }
         Ok(self.descriptor.encode_checked(|bytes| self.keys.descriptor_mac(bytes))?)
+    }
+
+    /// Sets how many days lie between two rotations of the volume's KMS key, or that nobody says;
+    /// whether that is a change.
+    pub fn set_rotation_period(&mut self, days: Option<u32>) -> bool {
+        rotation::set_period(&mut self.descriptor, days)
+    }
+
+    /// The volume's KMS key was rotated; `now` in seconds since 1970.
+    pub fn note_rotation(&mut self, now: u64) {
+        rotation::set_rotated(&mut self.descriptor, now);
     }
 
     /// Replaces the passphrase the volume was opened with; if it was opened otherwise, its only

@@ -30,13 +30,18 @@ pub fn top_at(point: &Path) -> Option<Entry> {
 
 /// Is a file system of this type mounted from this directory, as far as we can see?
 pub fn is_mounted_from(kind: &str, source: &Path) -> bool {
-    let Ok(text) = std::fs::read("/proc/self/mountinfo") else { return false };
+    mounted_from(kind, source).is_some()
+}
+
+/// The latest mount of this type from this directory, as far as we can see.
+pub fn mounted_from(kind: &str, source: &Path) -> Option<Entry> {
+    let text = std::fs::read("/proc/self/mountinfo").ok()?;
     let wanted = source.canonicalize().unwrap_or_else(|_| source.to_owned());
-    let same = |entry: Entry| {
+    let same = |entry: &Entry| {
         let found = || entry.source.canonicalize().unwrap_or_else(|_| entry.source.clone());
         entry.kind == kind && found() == wanted
     };
-    text.split(|&b| b == b'\n').filter_map(parse).any(same)
+    text.split(|&b| b == b'\n').filter_map(parse).filter(same).last()
 }
 
 /// `36 35 98:0 /root /point options optional... - type source superoptions`

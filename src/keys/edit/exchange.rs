@@ -95,7 +95,7 @@ impl Editor {
         // An alias wraps, and may be pointed elsewhere; what unwraps is the key.
         let key = KeyArn::parse(&describe_recipient(&copy))?;
         let opened: Secret<32> = kms_provider(&key, options).unwrap(&context, &copy)?;
-        if !opened.ct_eq(&self.volume_key.0) {
+        if !opened.is(&self.volume_key.0) {
             return Err(KeyError::Tampered(format!(
                 "KMS key {} gave back another key than it wrapped; nothing was changed",
                 key.as_str()

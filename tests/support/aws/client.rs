@@ -42,22 +42,28 @@ impl Client {
         Client { access_key, secret, ..self.clone() }
     }
 
-    /// A signed request.
+    /// A signed request to KMS.
     pub fn request(&self, operation: &str, body: &Value) -> Request {
+        self.request_to(("TrentService", "kms"), operation, body)
+    }
+
+    /// A signed request to a service, by the prefix of its targets and its name in signatures.
+    fn request_to(&self, service: (&str, &str), operation: &str, body: &Value) -> Request {
+        let (target, signing) = service;
         let mut request = Request {
             method: "POST".to_owned(),
             target: "/".to_owned(),
             headers: vec![
                 ("host".to_owned(), self.host.clone()),
                 ("content-type".to_owned(), "application/x-amz-json-1.1".to_owned()),
-                ("x-amz-target".to_owned(), format!("TrentService.{operation}")),
+                ("x-amz-target".to_owned(), format!("{target}.{operation}")),
             ],
             body: body.to_string().into_bytes(),
         };
         if let Some(token) = &self.token {
             request.headers.push(("x-amz-security-token".to_owned(), token.clone()));
         }
-        sign::sign(&mut request, (&self.access_key, &self.secret), &self.region, "kms");
+        sign::sign(&mut request, (&self.access_key, &self.secret), &self.region, signing);
         request
     }
 
@@ -70,7 +76,16 @@ impl Client {
 
     /// Calls an operation of KMS: the answer, or the name of the exception.
     pub fn call(&self, operation: &str, body: &Value) -> Result<Value, String> {
-        let response = self.send(&self.request(operation, body));
+        self.outcome(&self.request(operation, body))
+    }
+
+    /// Calls an operation of CloudHSM.
+    pub fn call_cloudhsm(&self, operation: &str, body: &Value) -> Result<Value, String> {
+        self.outcome(&self.request_to(("BaldrApiService", "cloudhsm"), operation, body))
+    }
+
+    fn outcome(&self, request: &Request) -> Result<Value, String> {
+        let response = self.send(request);
         let response = response.map_err(|error| format!("{:?}", error.kind()))?;
         let value = match response.body.is_empty() {
             true => Value::Null,

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::blob;
 use super::faults::{Effect, Rule};
 use super::http::{Request, Response};
+use super::pki::Spoil;
 use super::principals::Principal;
 use super::server::{Shared, plain};
 use super::world::{Connection, Material, Origin, World};
+use super::{blob, lab, pki};
 
 /// How many calls `GET /_control` shows; `GET /_control/log` shows all it has.
 const LOG_SHORT: usize = 20;
@@ -20,6 +21,10 @@ pub fn serve(shared: &Shared, request: &Request) -> (Response, Option<Duration>)
     world.settle();
     if request.method == "GET" {
         let value = match request.target.as_str() {
+            "/_control/roots" => {
+                let (aws, manufacturer) = pki::roots();
+                json!({ "aws": aws, "manufacturer": manufacturer })
+            }
             "/_control/log" => world.counters.log_json(usize::MAX),
             _ => show(&world),
         };
@@ -52,7 +57,7 @@ pub fn show(world: &World) -> Value {
                 "id": store.id, "name": store.name, "type": store.kind.name(),
                 "state": store.connection.name(), "error": store.error,
                 "next_error": store.next_error, "communicates": store.reachable,
-                "hsms": store.hsms, "cluster": store.cluster,
+                "hsms": world.hsms_of(store).0, "cluster": store.cluster,
             })
         })
         .collect();
@@ -60,6 +65,7 @@ pub fn show(world: &World) -> Value {
     json!({
         "region": world.region, "account": world.account, "switches": world.switches.to_json(),
         "faults": world.rules.to_json(), "keys": keys, "aliases": aliases, "stores": stores,
+        "clusters": lab::show(world), "subnets": world.subnets, "grants": world.grants.len(),
         "credentials": principals, "counters": world.counters.to_json(),
         "log": world.counters.log_json(LOG_SHORT),
     })
@@ -89,6 +95,12 @@ fn set(world: &mut World, name: &str, value: &Value) -> Option<bool> {
         "latency_ms" => switches.latency = millis()?,
         "consistency_ms" => switches.consistency = millis()?,
         "connect_ms" => switches.connect = millis()?,
+        "cluster_ms" => switches.cluster = millis()?,
+        "hsm_ms" => switches.hsm = millis()?,
+        "stores_max" => switches.stores_max = value.as_u64()? as usize,
+        "clusters_max" => switches.clusters_max = value.as_u64()? as usize,
+        "hsms_max" => switches.hsms_max = value.as_u64()? as usize,
+        "spoil" => switches.spoil = spoil(value)?,
         "clock_s" => switches.clock = value.as_i64()?,
         "quota_units" => {
             switches.quota = if value.is_null() { None } else { Some(value.as_f64()?) }
@@ -111,6 +123,11 @@ fn set(world: &mut World, name: &str, value: &Value) -> Option<bool> {
         _ => return Some(false),
     }
     Some(true)
+}
+
+/// Something wrong with certificates, or null.
+fn spoil(value: &Value) -> Option<Option<Spoil>> {
+    if value.is_null() { Some(None) } else { Some(Some(Spoil::parse(value.as_str()?)?)) }
 }
 
 fn make(world: &mut World, name: &str, value: &Value) -> Result<Value, String> {
@@ -153,14 +170,16 @@ fn make(world: &mut World, name: &str, value: &Value) -> Result<Value, String> {
             let id = world.add_key(origin, store, value["multi_region"].as_bool().unwrap_or(false));
             Ok(json!(world.keys[&id].arn))
         }
-        _ => Err(format!("no switch {name}")),
+        _ => lab::make(world, name, value),
     }
 }
 
 impl World {
     /// Lets all changes of state that are due happen.
     pub fn settle(&mut self) {
-        self.stores.values_mut().for_each(super::world::Store::settle);
+        self.clusters.values_mut().for_each(super::clusters::Cluster::settle);
+        let ids: Vec<String> = self.stores.keys().cloned().collect();
+        ids.iter().for_each(|id| super::stores::settle(self, id));
     }
 
     /// A store of this kind, made if there is none.
@@ -224,6 +243,10 @@ impl World {
                 store.reachable = flag;
             }
             if let Some(hsms) = value["hsms"].as_u64() {
+                let known = store.cluster.as_ref().is_some_and(|id| self.clusters.contains_key(id));
+                if known {
+                    return Err("its cluster is there: delete or break its HSMs".to_owned());
+                }
                 store.hsms = hsms;
             }
         }

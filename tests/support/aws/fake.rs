@@ -1,5 +1,5 @@
-//! A fake of AWS on a loopback port: KMS with its keys, limits, errors and failures, and as much of
-//! STS as asking "who am I". For tests, and for people who want to try things without an account.
+//! A fake of AWS on a loopback port: KMS with its keys, custom key stores, limits, errors and failures,
+//! CloudHSM with its clusters, and as much of STS as asking "who am I". For tests, and for people who want to try things without an account.
 //!
 //! What it encrypts is really encrypted, and signatures are really checked. Everything lives in the
 //! process and is gone with it. Use from a test:
@@ -28,8 +28,17 @@
 //! | `store` | `{"id": …, "state": "CONNECTED"\|"DISCONNECTED"\|…, "communicates": bool, "hsms": n, "error": …, "next_error": …}` |
 //! | `connect_ms` | how long ConnectCustomKeyStore and DisconnectCustomKeyStore take |
 //! | `clock_s` | by how many seconds the service's clock is ahead; beyond 300 it refuses signatures |
+//! | `cluster_ms`, `hsm_ms` | how long clusters and HSMs take to get anywhere |
+//! | `stores_max`, `clusters_max`, `hsms_max` | limits of the account |
+//! | `create_cluster` | `{"hsms": n}`: a cluster that is claimed and active; its administrator has the password `administrator1` |
+//! | `activate` | `{"cluster": …, "password": …}`: gives a claimed cluster its administrator |
+//! | `hsm_user` | `{"cluster": …, "username": …, "role": …, "password": …, "locked": bool, "delete": bool, "admin": …}`: makes or changes a user in a cluster; with `admin` that must be the administrator's password |
+//! | `hsm_users` | id of a cluster: its users |
+//! | `cluster` | `{"id": …, "state": …, "hsm": {"id": …, "state": …}, "spoil": …}` |
+//! | `spoil` | what is wrong with the certificates of new clusters: `aws`, `manufacturer` (issuer of the hardware's), `hsm` (issuer of the HSM's), `key` (not the CSR's); null: nothing |
+//! | `subnet` | `{"id": …, "zone": …, "vpc": …}`: one more subnet |
 //! | `create_key`, `create_store` | `{"origin": …, "store": …, "multi_region": …}`, `{"name": …, "type": …}` |
-//! | `credential` | `{"access_key": …, "secret": …, "user": …, "allow": ["Decrypt"], "context": {…}, "keys": […], "token": …, "expired": …}` |
+//! | `credential` | `{"access_key": …, "secret": …, "user": …, "allow": ["Decrypt"], "deny": […], "read_only": bool, "context": {…}, "keys": […], "token": …, "expired": …}` |
 //! | `expired` | true: all credentials have expired |
 //! | `consistency_ms` | for so long nobody sees a new key or alias |
 //! | `strict_context` | true: refuse and count encryption contexts that are not those of kmsfs |
@@ -37,20 +46,27 @@
 //! | `signatures` | false: do not check them |
 //! | `reset_counters` | all counters and the log to zero |
 //!
-//! `GET /_control` shows all of it with the counters, `GET /_control/log` the last calls.
+//! `GET /_control` shows all of it with the counters, `GET /_control/log` the last calls,
+//! `GET /_control/roots` the roots of the hardware certificates. `cloudhsm-cli.py` beside this file is
+//! the tool that activates clusters and makes users in them.
 
 #![allow(dead_code)]
 
 mod api;
 mod blob;
 pub mod client;
+pub mod clusters;
 mod control;
 mod counters;
 mod crypt;
 mod faults;
+mod grants;
+mod hsm;
 pub mod http;
 mod kms;
+pub mod lab;
 mod manage;
+pub mod pki;
 mod principals;
 mod server;
 mod service;
@@ -71,7 +87,10 @@ pub use self::{
     client::Client,
     counters::Entry,
     faults::{Effect, Rule},
+    lab::{ADMIN_PASSWORD, Counts},
+    pki::Spoil,
     principals::{ACCESS_KEY, Principal, SECRET_KEY},
+    stores::CONNECTION_ERRORS,
     world::{Connection, Origin},
 };
 use self::{

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::api::{Fault, matches};
+use super::pki::Spoil;
 
 /// What a rule does to a call.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +76,8 @@ impl Effect {
 pub struct Rule {
     /// What happens.
     pub effect: Effect,
-    /// Only calls of this operation; may end in `*`.
+    /// Only calls of this operation, with its service (`cloudhsm:TagResource`) or without; may end in
+    /// `*`.
     pub operation: Option<String>,
     /// Only calls that name this key (id or ARN), by whatever name or through a blob.
     pub key: Option<String>,
@@ -128,9 +130,12 @@ impl Rule {
         })
     }
 
-    fn covers(&self, operation: &str, keys: &[String]) -> bool {
+    fn covers(&self, service: &str, operation: &str, keys: &[String]) -> bool {
+        let full = format!("{service}:{operation}");
         let same = |name: &str| keys.iter().any(|id| name.rsplit('/').next() == Some(id));
-        self.operation.as_ref().is_none_or(|pattern| matches(pattern, operation))
+        self.operation
+            .as_ref()
+            .is_none_or(|pattern| matches(pattern, operation) || matches(pattern, &full))
             && self.key.as_ref().is_none_or(|name| same(name))
     }
 }
@@ -177,12 +182,17 @@ impl Rules {
     }
 
     /// What happens to a call: how long it waits, and the first other effect, with its number.
-    pub fn apply(&mut self, operation: &str, keys: &[String]) -> (Duration, Option<(u64, Effect)>) {
+    pub fn apply(
+        &mut self,
+        service: &str,
+        operation: &str,
+        keys: &[String],
+    ) -> (Duration, Option<(u64, Effect)>) {
         let mut wait = Duration::ZERO;
         let mut first = None;
         for (number, rule) in &mut self.rules {
             let delay = matches!(rule.effect, Effect::Delay(_));
-            if !rule.covers(operation, keys) || (first.is_some() && !delay) {
+            if !rule.covers(service, operation, keys) || (first.is_some() && !delay) {
                 continue;
             }
             if rule.skip > 0 {
@@ -235,6 +245,18 @@ pub struct Switches {
     pub connect: Duration,
     /// Seconds by which the service's clock is ahead of ours.
     pub clock: i64,
+    /// How long a cluster takes to be created, initialized or deleted.
+    pub cluster: Duration,
+    /// How long an HSM takes to be created or deleted.
+    pub hsm: Duration,
+    /// What is wrong with the certificates of new clusters.
+    pub spoil: Option<Spoil>,
+    /// How many custom key stores, clusters and HSMs an account may have.
+    pub stores_max: usize,
+    /// See there.
+    pub clusters_max: usize,
+    /// See there.
+    pub hsms_max: usize,
 }
 
 impl Default for Switches {
@@ -249,6 +271,12 @@ impl Default for Switches {
             signatures: true,
             connect: Duration::ZERO,
             clock: 0,
+            cluster: Duration::ZERO,
+            hsm: Duration::ZERO,
+            spoil: None,
+            stores_max: 10,
+            clusters_max: 4,
+            hsms_max: 6,
         }
     }
 }
@@ -262,6 +290,9 @@ impl Switches {
             "strict_context": self.strict_context, "blob_len": self.blob_len,
             "expired": self.expired, "signatures": self.signatures,
             "connect_ms": self.connect.as_millis() as u64, "clock_s": self.clock,
+            "cluster_ms": self.cluster.as_millis() as u64, "hsm_ms": self.hsm.as_millis() as u64,
+            "stores_max": self.stores_max, "clusters_max": self.clusters_max,
+            "hsms_max": self.hsms_max,
         })
     }
 }

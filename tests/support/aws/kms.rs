@@ -1,10 +1,10 @@
 //! The operations of KMS by name.
 
-use super::api::{Call, Fault, Outcome};
+use super::api::{Call, Fault, Outcome, now, uuid};
 use super::crypt::{self, Subject};
 use super::service::Service;
 use super::world::World;
-use super::{manage, stores};
+use super::{grants, manage, stores};
 
 /// KMS.
 pub const SERVICE: Service = Service { target: "TrentService", signing: "kms", subjects, run };
@@ -21,7 +21,9 @@ fn subjects(world: &World, call: &Call) -> Result<Vec<Subject>, Fault> {
 
 fn run(world: &mut World, call: &Call) -> Outcome {
     if crypt::is_mine(call.operation) {
-        return crypt::run(world, call);
+        let answer = crypt::run(world, call)?;
+        note_use(world, call);
+        return Ok(answer);
     }
     match call.operation {
         "CreateKey" => manage::create_key(world, call),
@@ -47,9 +49,28 @@ fn run(world: &mut World, call: &Call) -> Outcome {
         "GetKeyRotationStatus" => manage::rotation_status(world, call),
         "RotateKeyOnDemand" => manage::rotate_now(world, call),
         "ListKeyRotations" => manage::list_rotations(world, call),
+        "GetKeyLastUsage" => manage::last_usage(world, call),
+        "CreateGrant" => grants::create(world, call),
+        "ListGrants" => grants::list(world, call),
+        "ListRetirableGrants" => grants::list_retirable(world, call),
+        "RevokeGrant" => grants::revoke(world, call),
+        "RetireGrant" => grants::retire(world, call),
+        "CreateCustomKeyStore" => stores::create(world, call),
+        "UpdateCustomKeyStore" => stores::update(world, call),
+        "DeleteCustomKeyStore" => stores::delete(world, call),
         "DescribeCustomKeyStores" => stores::describe(world, call),
         "ConnectCustomKeyStore" => stores::connect(world, call),
         "DisconnectCustomKeyStore" => stores::disconnect(world, call),
         _ => Err(Fault::client("UnknownOperationException", "")),
+    }
+}
+
+/// Remembers the use of the keys of a call that succeeded.
+fn note_use(world: &mut World, call: &Call) {
+    let subjects = crypt::subjects(world, call).unwrap_or_default();
+    for id in subjects.into_iter().filter_map(|subject| subject.key) {
+        if let Some(key) = world.keys.get_mut(&id) {
+            key.last_use = Some((call.operation.to_owned(), now(), uuid()));
+        }
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::Parser;
 use fake::{ACCESS_KEY, FakeAws, Origin, REGION, SECRET_KEY};
 
-/// A fake of AWS KMS on a loopback port, with two keys, for trying things without an account.
+/// A fake of AWS KMS, CloudHSM and STS on a loopback port, with two keys and some subnets, for trying
+/// things without an account.
 #[derive(Parser)]
 #[command(name = "fake-aws")]
 struct Options {
@@ -26,6 +27,9 @@ struct Options {
     /// Units per second of each custom key store (GenerateDataKey counts 3, all else 1).
     #[arg(long)]
     quota_units: Option<f64>,
+    /// How long clusters, HSMs and connections of key stores take to get anywhere.
+    #[arg(long, default_value_t = 0)]
+    wait_ms: u64,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -36,6 +40,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     fake.set_alias("alias/kmsfs", &key);
     fake.set_latency(Duration::from_millis(options.latency_ms));
     fake.set_quota(options.quota_units);
+    let wait = Duration::from_millis(options.wait_ms);
+    fake.set_cluster_times(wait, wait);
+    fake.set_connect_time(wait);
     let store = fake.store_of(&hsm).unwrap_or_default();
     let (endpoint, region) = (fake.endpoint(), fake.region());
     let text = format!(
@@ -59,6 +66,15 @@ In another terminal:
     curl -d '{{\"store\": {{\"id\": \"{store}\", \"state\": \"DISCONNECTED\"}}}}' {endpoint}/_control
     curl -d '{{\"fault\": {{\"effect\": \"internal\", \"operation\": \"Decrypt\", \"times\": 3}}}}' {endpoint}/_control
     curl -d '{{\"clear\": true}}' {endpoint}/_control               # all faults end
+
+CloudHSM, with subnets subnet-0a000000000000001 to 6 in {region}a to f:
+
+    aws cloudhsmv2 create-cluster --hsm-type hsm2m.medium --mode FIPS \\
+        --subnet-ids subnet-0a000000000000001 subnet-0a000000000000002
+    export KMSFS_FAKE_AWS={endpoint} KMSFS_FAKE_CLI_CONFIG=cloudhsm-cli.cfg
+    tests/support/aws/cloudhsm-cli.py configure-cli --cluster-id CLUSTER
+    tests/support/aws/cloudhsm-cli.py cluster activate
+    curl -d '{{\"create_cluster\": {{}}}}' {endpoint}/_control      # one that is ready at once
 
 All switches: tests/support/aws/fake.rs. It runs until it is killed; nothing is kept.
 "

@@ -82,9 +82,8 @@ fn store_for(
     if store.connection != Connection::Connected {
         return Err(super::stores::wrong_state(store));
     }
-    if origin == Origin::CloudHsm && store.hsms < 2 {
-        let message = "The cluster needs two active HSMs in different Availability Zones.";
-        return Err(Fault::client("CloudHsmClusterInvalidConfigurationException", message));
+    if origin == Origin::CloudHsm && world.hsms_of(store).1 < 2 {
+        return Err(super::stores::too_few());
     }
     if origin == Origin::ExternalStore && call.text("XksKeyId", 1..=128)?.is_none() {
         return Err(Fault::validation("This origin needs an XksKeyId."));
@@ -96,6 +95,22 @@ fn store_for(
 pub fn describe_key(world: &mut World, call: &Call) -> Outcome {
     let id = world.resolve(call.key("KeyId")?)?;
     Ok(json!({ "KeyMetadata": world.metadata(&world.keys[&id]) }))
+}
+
+/// GetKeyLastUsage.
+pub fn last_usage(world: &mut World, call: &Call) -> Outcome {
+    let key = key(world, call)?;
+    let mut usage = json!({});
+    if let Some((operation, time, request)) = &key.last_use {
+        usage = json!({
+            "Operation": operation, "Timestamp": time, "KmsRequestId": request,
+            "CloudTrailEventId": request,
+        });
+    }
+    Ok(json!({
+        "KeyId": key.arn, "KeyLastUsage": usage, "TrackingStartDate": key.created,
+        "KeyCreationDate": key.created,
+    }))
 }
 
 /// ListKeys.

@@ -22,13 +22,16 @@ pub struct Principal {
     pub token: Option<String>,
     /// Name of the user.
     pub user: String,
-    /// Allowed actions, each may end in `*`; nothing is everything. ReEncrypt is two actions,
+    /// Allowed actions, with their service (`kms:Decrypt`) or without, each may end in `*`; nothing
+    /// is everything. ReEncrypt is two actions,
     /// `ReEncryptFrom` and `ReEncryptTo`.
     pub allow: Option<Vec<String>>,
     /// Pairs the encryption context of every cryptographic call must have.
     pub context: Context,
     /// ARNs of the keys that may be used; nothing is all.
     pub keys: Option<Vec<String>>,
+    /// Actions that are denied whatever is allowed, each may end in `*`.
+    pub deny: Vec<String>,
     /// Whether the credentials have expired.
     pub expired: bool,
 }
@@ -44,6 +47,7 @@ impl Principal {
             allow: None,
             context: Context::new(),
             keys: None,
+            deny: Vec::new(),
             expired: false,
         }
     }
@@ -54,6 +58,17 @@ impl Principal {
         self
     }
 
+    /// Denies these actions.
+    pub fn deny(mut self, actions: &[&str]) -> Principal {
+        self.deny.extend(actions.iter().map(|action| (*action).to_owned()));
+        self
+    }
+
+    /// Allows looking only, in all services.
+    pub fn read_only(self) -> Principal {
+        self.allow(&["Describe*", "List*", "Get*"])
+    }
+
     /// Allows cryptographic calls only with this pair in their encryption context.
     pub fn only_with(mut self, name: &str, value: &str) -> Principal {
         self.context.insert(name.to_owned(), value.to_owned());
@@ -61,7 +76,7 @@ impl Principal {
     }
 
     /// From `{"access_key": …, "secret": …, "user": …, "token": …, "allow": […], "context": {…},
-    /// "keys": […], "expired": …}`; all but the access key may be missing.
+    /// "keys": […], "deny": […], "read_only": true, "expired": …}`; all but the access key may be missing.
     pub fn from_json(value: &Value) -> Option<Principal> {
         let words = |name: &str| -> Option<Vec<String>> {
             let list = value[name].as_array()?;
@@ -76,6 +91,10 @@ impl Principal {
         let mut who = Principal::new(key, secret, value["user"].as_str().unwrap_or(key));
         who.token = value["token"].as_str().map(str::to_owned);
         who.allow = words("allow");
+        if value["read_only"] == true {
+            who = who.read_only();
+        }
+        who.deny = words("deny").unwrap_or_default();
         who.keys = words("keys");
         who.context = context.unwrap_or_default();
         who.expired = value["expired"].as_bool().unwrap_or(false);
@@ -86,7 +105,7 @@ impl Principal {
     pub fn to_json(&self) -> Value {
         json!({
             "access_key": self.access_key, "user": self.user, "allow": self.allow,
-            "context": self.context, "keys": self.keys, "expired": self.expired,
+            "context": self.context, "keys": self.keys, "deny": self.deny, "expired": self.expired,
         })
     }
 
@@ -95,31 +114,45 @@ impl Principal {
         format!("arn:aws:iam::{account}:user/{}", self.user)
     }
 
+    /// Whether an action is denied whatever is allowed.
+    pub fn denies(&self, service: &str, action: &str) -> bool {
+        let full = format!("{service}:{action}");
+        self.deny.iter().any(|entry| matches(entry, action) || matches(entry, &full))
+    }
+
     /// Whether an action on a resource is allowed; `context` is that of a cryptographic call.
-    pub fn may(&self, action: &str, resource: &str, context: Option<&Context>) -> bool {
+    pub fn may(
+        &self,
+        service: &str,
+        action: &str,
+        resource: &str,
+        context: Option<&Context>,
+    ) -> bool {
         let listed = |list: &Option<Vec<String>>, word: &str| {
             list.as_ref().is_none_or(|list| list.iter().any(|entry| matches(entry, word)))
         };
+        let full = format!("{service}:{action}");
         let paired = context.is_none_or(|has| {
             self.context.iter().all(|(name, value)| has.get(name) == Some(value))
         });
-        listed(&self.allow, action)
+        (listed(&self.allow, action) || listed(&self.allow, &full))
+            && !self.denies(service, action)
             && paired
             && (!resource.contains(":key/") || listed(&self.keys, resource))
     }
 
-    /// AWS's words for "no".
+    /// AWS's words for "no"; the action with its service.
     pub fn denied(&self, account: &str, action: &str, resource: &str, explicit: bool) -> Fault {
         let reason = if explicit {
             "with an explicit deny in an identity-based policy".to_owned()
         } else {
-            format!("because no identity-based policy allows the kms:{action} action")
+            format!("because no identity-based policy allows the {action} action")
         };
         let user = self.arn(account);
         Fault::client(
             "AccessDeniedException",
             format!(
-                "User: {user} is not authorized to perform: kms:{action} on resource: {resource} \
+                "User: {user} is not authorized to perform: {action} on resource: {resource} \
                  {reason}"
             ),
         )

@@ -13,7 +13,7 @@ use super::principals::Principal;
 use super::server::Shared;
 use super::sign::{self, Wrong};
 use super::world::World;
-use super::{kms, sts};
+use super::{hsm, kms, sts};
 
 /// How far the clock of a caller may be off, in seconds; AWS's own bound.
 const CLOCK_MAX: u64 = 300;
@@ -42,7 +42,20 @@ pub struct Service {
     pub run: fn(&mut World, &Call) -> Outcome,
 }
 
-const SERVICES: [Service; 1] = [kms::SERVICE];
+impl Service {
+    /// The fault under the name this service has for it.
+    fn dialect(&self, mut fault: Fault) -> Fault {
+        let own = match (self.signing, fault.code.as_str()) {
+            ("cloudhsm", "AccessDeniedException") => "CloudHsmAccessDeniedException",
+            ("cloudhsm", "KMSInternalException") => "CloudHsmInternalFailureException",
+            _ => return fault,
+        };
+        fault.code = own.to_owned();
+        fault
+    }
+}
+
+const SERVICES: [Service; 2] = [kms::SERVICE, hsm::SERVICE];
 
 /// Answers a request that is no control request.
 pub fn serve(shared: &Shared, request: &Request) -> Reply {
@@ -88,14 +101,15 @@ fn call(shared: &Shared, request: &Request, service: &Service, operation: &str) 
             let clock = world.switches.clock;
             drop(world);
             finish(entry, &fault.code);
-            return Reply::Answer(dated(json_response(&Err(fault), &id), clock));
+            let response = json_response(&Err(service.dialect(fault)), &id);
+            return Reply::Answer(dated(response, clock));
         }
     };
     let call = Call { operation, who: &who, body: &body };
     let subjects = (service.subjects)(&world, &call);
     entry.access_key = who.access_key.clone();
     let keys = describe(&world, &subjects, &mut entry);
-    let (wait, effect) = world.rules.apply(operation, &keys);
+    let (wait, effect) = world.rules.apply(service.signing, operation, &keys);
     let wait = wait + world.switches.latency;
     drop(world);
     rest(shared, wait);
@@ -117,6 +131,7 @@ fn call(shared: &Shared, request: &Request, service: &Service, operation: &str) 
     world.settle();
     let lost = matches!(effect, Some((_, Effect::Drop)));
     let outcome = decide(&mut world, &call, service, subjects, effect.map(|(_, effect)| effect));
+    let outcome = outcome.map_err(|fault| service.dialect(fault));
     let clock = world.switches.clock;
     drop(world);
     entry.lost = lost;
@@ -174,8 +189,15 @@ fn decide(
             None => "*".to_owned(),
         };
         let explicit = effect == Some(Effect::Deny);
-        if explicit || !call.who.may(&subject.action, &resource, subject.context.as_ref()) {
-            return Err(call.who.denied(&world.account, &subject.action, &resource, explicit));
+        let (action, context) = (&subject.action, subject.context.as_ref());
+        let arn = call.who.arn(&world.account);
+        let granted = |id: &String| world.granted(&arn, id, action, context);
+        let may = call.who.may(service.signing, action, &resource, context)
+            || (!call.who.denies(service.signing, action)
+                && subject.key.as_ref().is_some_and(granted));
+        if explicit || !may {
+            let action = format!("{}:{action}", service.signing);
+            return Err(call.who.denied(&world.account, &action, &resource, explicit));
         }
     }
     if world.switches.strict_context {
@@ -268,7 +290,11 @@ fn json_response(outcome: &Outcome, id: &str) -> Response {
         Err(fault) => {
             let mut body = json!({ "__type": fault.code });
             if !fault.message.is_empty() {
-                body["message"] = json!(fault.message);
+                // As the models have it; clients are expected to look for both.
+                let cloudhsm =
+                    fault.code.starts_with("CloudHsm") && !fault.code.contains("Cluster");
+                let member = if cloudhsm { "Message" } else { "message" };
+                body[member] = json!(fault.message);
             }
             (fault.status, body.to_string().into_bytes())
         }

@@ -8,9 +8,12 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::api::{Context, Fault, now, random, uuid};
+use super::clusters::{Cluster, usual_subnets};
 use super::counters::Counters;
 use super::faults::{Bucket, Rules, Switches};
+use super::grants::Grant;
 use super::principals::{ACCESS_KEY, Principal, SECRET_KEY};
+use super::stores::Proxy;
 
 /// Where the material of a key comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,8 @@ pub struct Key {
     pub rotation: Option<i64>,
     /// Nobody sees it before.
     pub visible: Instant,
+    /// The last cryptographic operation that succeeded, when, and its request.
+    pub last_use: Option<(String, f64, String)>,
 }
 
 /// A name for a key.
@@ -160,7 +165,15 @@ pub struct Store {
     pub kind: Origin,
     /// The cluster behind a CloudHSM store.
     pub cluster: Option<String>,
-    /// How it stands; ask [`Store::settle`] first.
+    /// The cluster's trust anchor, as it was given.
+    pub anchor: Option<String>,
+    /// The password KMS believes its user in the cluster has; stores made by control have none.
+    pub password: Option<String>,
+    /// The password that was given last.
+    pub given: Option<String>,
+    /// The proxy of an external key store.
+    pub proxy: Option<Proxy>,
+    /// How it stands; ask [`World::settle`] first.
     pub connection: Connection,
     /// Where it is going, and when it gets there.
     pub moving: Option<(Connection, Instant)>,
@@ -170,26 +183,12 @@ pub struct Store {
     pub next_error: Option<String>,
     /// Whether the cluster answers; if not, the store says CONNECTED all the same.
     pub reachable: bool,
-    /// How many HSMs the cluster has.
+    /// How many HSMs the cluster has, if the fake does not have that cluster.
     pub hsms: u64,
     /// Its quota.
     pub bucket: Bucket,
     /// When it was made.
     pub created: f64,
-}
-
-impl Store {
-    /// Lets a change of state that is due happen.
-    pub fn settle(&mut self) {
-        let Some((to, when)) = self.moving else { return };
-        if Instant::now() >= when {
-            self.moving = None;
-            self.connection = to;
-            if to == Connection::Failed {
-                self.error = self.next_error.clone();
-            }
-        }
-    }
 }
 
 /// Everything a fake knows.
@@ -204,6 +203,14 @@ pub struct World {
     pub aliases: BTreeMap<String, Alias>,
     /// Custom key stores by id.
     pub stores: BTreeMap<String, Store>,
+    /// CloudHSM clusters by id.
+    pub clusters: BTreeMap<String, Cluster>,
+    /// Availability Zone and VPC of every subnet.
+    pub subnets: BTreeMap<String, (String, String)>,
+    /// Counts the addresses of HSMs.
+    pub next_ip: usize,
+    /// Grants by id.
+    pub grants: BTreeMap<String, Grant>,
     /// Callers by access key.
     pub principals: BTreeMap<String, Principal>,
     /// What holds for all calls.
@@ -228,6 +235,10 @@ impl World {
             keys: BTreeMap::new(),
             aliases: BTreeMap::new(),
             stores: BTreeMap::new(),
+            clusters: BTreeMap::new(),
+            subnets: usual_subnets(region),
+            next_ip: 0,
+            grants: BTreeMap::new(),
             principals: BTreeMap::from([(ACCESS_KEY.to_owned(), owner)]),
             switches: Switches::default(),
             rules: Rules::default(),
@@ -266,6 +277,7 @@ impl World {
             tags: BTreeMap::new(),
             rotation: None,
             visible: Instant::now() + self.switches.consistency,
+            last_use: None,
         };
         self.keys.insert(id.clone(), key);
         id
@@ -281,6 +293,10 @@ impl World {
             name: name.to_owned(),
             kind,
             cluster: (kind == Origin::CloudHsm).then(|| format!("cluster-{cluster}")),
+            anchor: None,
+            password: None,
+            given: None,
+            proxy: None,
             connection: Connection::Connected,
             moving: None,
             error: None,
@@ -389,10 +405,14 @@ impl World {
         }
         let store = key.store.as_ref().and_then(|id| self.stores.get(id));
         match store {
-            Some(store) if !store.reachable || store.hsms == 0 => invalid(match store.kind {
-                Origin::CloudHsm => "KMS cannot communicate with your CloudHSM cluster.".to_owned(),
-                _ => "KMS cannot communicate with your external key store proxy.".to_owned(),
-            }),
+            Some(store) if !store.reachable || self.hsms_of(store).0 == 0 => {
+                invalid(match store.kind {
+                    Origin::CloudHsm => {
+                        "KMS cannot communicate with your CloudHSM cluster.".to_owned()
+                    }
+                    _ => "KMS cannot communicate with your external key store proxy.".to_owned(),
+                })
+            }
             _ => Ok(key),
         }
     }

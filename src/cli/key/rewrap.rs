@@ -1,0 +1,270 @@
+//! `kmsfsctl key rewrap`: gives every file header the wrapped keys the volume now wants, if told so
+//! after one KMS key has taken the place of another.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::sweep::{List, Sweeping};
+use super::target::Target;
+use crate::cli::exit::{DAMAGE, FAILURE, failure};
+use crate::cli::output::{Out, hex, note};
+use crate::cli::secrets::KeyOptions;
+use crate::cli::verify::DamageLine;
+use crate::fs::rewrap::Swept;
+use crate::fs::volume::unlock_error;
+use crate::keys::aws::KeyArn;
+use crate::keys::{Editor, KeySpec, UnlockOptions};
+
+/// Wrap every file's data key with the volume's present keys, or with another KMS key
+///
+/// One ReEncrypt for each distinct wrapped key: no data key is seen, and content, sizes and
+/// modification times stay as they are. Interrupted, it goes on where it was when it is run again.
+/// Works on a mounted volume, too.
+#[derive(Args)]
+pub struct RewrapArgs {
+    /// The volume: its backing directory, or where it is mounted
+    dir: PathBuf,
+    /// Let this KMS key take the place of the volume's: `aws-kms:ARN`
+    #[arg(long, value_name = "KEYSPEC")]
+    to: Option<KeySpec>,
+    /// Which KMS key it replaces, if the volume has several
+    #[arg(long, value_name = "ARN", requires = "to")]
+    from: Option<String>,
+    /// Make all wrapped keys of this KMS key anew, with its newest material. To go on after an
+    /// interruption leave it out
+    #[arg(long, value_name = "ARN", conflicts_with = "to")]
+    renew: Option<String>,
+    #[command(flatten)]
+    sweep: SweepOptions,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+/// How headers are swept.
+#[derive(Args)]
+pub struct SweepOptions {
+    /// Add the backing paths of rewrapped files to FILE (default:
+    /// kmsfs-rewrapped.VOLUME-ID in the current directory); a backup that goes by modification
+    /// times does not notice them
+    #[arg(long, value_name = "FILE")]
+    list: Option<PathBuf>,
+    /// End each path in the list with a zero byte instead of a newline
+    #[arg(long)]
+    null: bool,
+    /// Give rewrapped files the present as modification time, so that every backup notices them
+    #[arg(long)]
+    touch: bool,
+}
+
+/// What was done, for people and for JSON.
+#[derive(Serialize)]
+pub struct Report {
+    volume: String,
+    descriptor_changed: bool,
+    generation: u64,
+    /// The KMS keys new files are wrapped for.
+    keys: Vec<String>,
+    /// Those that headers may still name.
+    retiring: Vec<String>,
+    headers: u64,
+    rewritten: u64,
+    /// Files that kept moving while they were looked at.
+    moved: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    list: Option<String>,
+    kms_calls: u64,
+    seconds: f64,
+    problems: Vec<DamageLine>,
+}
+
+/// Runs the command.
+pub fn run(args: &RewrapArgs) -> anyhow::Result<()> {
+    let options = args.keys.remembering_options();
+    let mut target = Target::open(&args.dir, &options)?;
+    let mut editor = target.editor(&options)?;
+    if let Some(to) = &args.to {
+        let to = kms_key(to)?;
+        // Half done already: what is left is the sweep.
+        if !editor.kms_keys().contains(&to) {
+            let from = replaced(&editor, args.from.as_deref())?;
+            replace(&mut editor, &from, &to, &options, &target.dir)?;
+        }
+    }
+    if let Some(key) = &args.renew {
+        let key = KeyArn::parse(key)?;
+        replace(&mut editor, &key, &key, &options, &target.dir)?;
+    }
+    let changed = target.put(editor, &options)?;
+    let report = args.sweep.sweep(&target, changed, args.json)?;
+    report.print(args.json)?;
+    report.require_whole()
+}
+
+/// Puts one KMS key where another was, and notes when.
+pub fn replace(
+    editor: &mut Editor,
+    from: &KeyArn,
+    to: &KeyArn,
+    options: &UnlockOptions,
+    dir: &Path,
+) -> anyhow::Result<KeyArn> {
+    let new = editor.replace_kms_key(from, to, options);
+    let new = new.map_err(|error| unlock_error(error.into(), dir))?;
+    editor.note_rotation(now());
+    Ok(new)
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+fn kms_key(key: &KeySpec) -> anyhow::Result<KeyArn> {
+    match key {
+        KeySpec::AwsKms(arn) => Ok(arn.clone()),
+        _ => {
+            let text = "only a KMS key can take a KMS key's place; use `key add` and `key remove` \
+                        for others";
+            Err(failure(FAILURE, text))
+        }
+    }
+}
+
+/// Which key goes.
+pub fn replaced(editor: &Editor, named: Option<&str>) -> anyhow::Result<KeyArn> {
+    let keys = editor.kms_keys();
+    let names = || keys.iter().map(KeyArn::as_str).collect::<Vec<_>>().join(", ");
+    match (named, &keys[..]) {
+        (Some(from), _) => Ok(KeyArn::parse(from)?),
+        (None, [only]) => Ok(only.clone()),
+        (None, []) => {
+            let text = "the volume has no KMS key to replace; `key add` gives it one";
+            Err(failure(FAILURE, text))
+        }
+        (None, _) => {
+            let text = format!("the volume has several KMS keys; say --from which: {}", names());
+            Err(failure(FAILURE, text))
+        }
+    }
+}
+
+impl SweepOptions {
+    /// Brings every header in line; `changed` says whether the descriptor was changed before.
+    pub fn sweep(&self, target: &Target, changed: bool, json: bool) -> anyhow::Result<Report> {
+        let id = hex(&target.tree.descriptor.volume.0);
+        let path = self.list.clone().unwrap_or_else(|| format!("kmsfs-rewrapped.{id}").into());
+        let is_new = !path.exists();
+        let list = List::open(&path, self.null)?;
+        let sweeping = Sweeping { json, touch: self.touch, list: Some(list) };
+        let (started, calls) = (Instant::now(), calls(target));
+        let (swept, problems) = target.sweep(&sweeping)?;
+        if is_new && swept.rewritten == 0 {
+            // Only an empty one of ours goes.
+            let empty = path.metadata().is_ok_and(|meta| meta.len() == 0);
+            let _ = if empty { std::fs::remove_file(&path) } else { Ok(()) };
+        }
+        Ok(Report::new(target, changed, swept, problems)
+            .with_list(&path)
+            .with_cost(calls_since(target, calls), started.elapsed().as_secs_f64()))
+    }
+}
+
+/// Calls of KMS so far.
+fn calls(target: &Target) -> u64 {
+    let providers = target.tree.keyring.facts().providers;
+    providers.iter().flat_map(|p| &p.calls.counts).map(|(_, _, number)| number).sum()
+}
+
+fn calls_since(target: &Target, before: u64) -> u64 {
+    calls(target).saturating_sub(before)
+}
+
+impl Report {
+    fn new(target: &Target, changed: bool, swept: Swept, problems: Vec<DamageLine>) -> Self {
+        let descriptor = &target.tree.descriptor;
+        let (keys, retiring) = keys_of(descriptor);
+        Self {
+            volume: hex(&descriptor.volume.0),
+            descriptor_changed: changed,
+            generation: descriptor.params.generation,
+            keys,
+            retiring,
+            headers: swept.headers,
+            rewritten: swept.rewritten,
+            moved: swept.moved,
+            list: None,
+            kms_calls: 0,
+            seconds: 0.0,
+            problems,
+        }
+    }
+
+    fn with_list(mut self, path: &Path) -> Self {
+        self.list = (self.rewritten > 0).then(|| path.display().to_string());
+        self
+    }
+
+    fn with_cost(mut self, calls: u64, seconds: f64) -> Self {
+        (self.kms_calls, self.seconds) = (calls, seconds);
+        self
+    }
+
+    /// Prints it.
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut out = Out::new();
+        if json {
+            out.json(self)?;
+            return out.finish();
+        }
+        if self.descriptor_changed {
+            out.line(format!("The descriptor is changed (generation {}).", self.generation))?;
+        }
+        out.line(format!(
+            "{} of {} file headers rewritten with {} KMS calls in {:.1} s.",
+            self.rewritten, self.headers, self.kms_calls, self.seconds
+        ))?;
+        for key in &self.retiring {
+            out.fact("no longer used", key)?;
+        }
+        out.finish()?;
+        if let Some(list) = &self.list {
+            note(format!(
+                "Their backing files are listed in {list}: modification times are as before, so \
+                 copy these by content (rsync --checksum --files-from), or use --touch."
+            ));
+        }
+        Ok(())
+    }
+
+    /// Fails if something is left to do.
+    pub fn require_whole(&self) -> anyhow::Result<()> {
+        match (self.problems.len(), self.moved) {
+            (0, 0) => Ok(()),
+            (0, n) => Err(failure(
+                FAILURE,
+                format!("{n} files kept changing meanwhile: run the same command again"),
+            )),
+            (n, _) => {
+                Err(failure(DAMAGE, format!("{n} entries could not be brought in line, see above")))
+            }
+        }
+    }
+}
+
+/// KMS keys in use, and those on their way out.
+pub fn keys_of(descriptor: &crate::format::descriptor::Descriptor) -> (Vec<String>, Vec<String>) {
+    let kms = |list: &[crate::format::header::Recipient]| -> Vec<String> {
+        let kms = list.iter().filter(|r| r.kind == crate::format::header::RecipientKind::AwsKms);
+        kms.map(crate::keys::describe_recipient).collect()
+    };
+    let current = kms(&descriptor.volume_keys);
+    let retiring = kms(&descriptor.allowed).into_iter().filter(|k| !current.contains(k)).collect();
+    (current, retiring)
+}

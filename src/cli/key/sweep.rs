@@ -1,0 +1,238 @@
+//! Bringing file headers in line with the descriptor, of a volume that is mounted or is not.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+
+use crate::fs::error::{FsError, FsResult};
+use crate::fs::journal;
+use crate::fs::live::{Rewrapping, wire};
+use crate::fs::rewrap::{InPlace, Plan, Sweep, Swept, Writer};
+use crate::fs::survey::{Damage, Found, regular_files};
+use crate::fs::verify::Watch;
+use crate::fuse::control;
+use crate::keys::Keyring;
+
+use crate::cli::exit::failure;
+use crate::cli::output::Out;
+use crate::cli::progress::Progress;
+use crate::cli::tree::Tree;
+use crate::cli::verify::DamageLine;
+
+/// Sweeps of a mounted volume before what keeps moving is given up.
+const PASSES: u32 = 6;
+
+/// How headers are swept.
+#[derive(Default)]
+pub struct Sweeping {
+    /// Nothing but the result on standard output.
+    pub json: bool,
+    /// Rewrapped files get the present as modification time.
+    pub touch: bool,
+    /// Where the backing paths of rewrapped files are added.
+    pub list: Option<List>,
+}
+
+/// A file that backing paths are added to, each durable before the file it names is changed.
+pub struct List {
+    file: Mutex<File>,
+    path: PathBuf,
+    end: u8,
+}
+
+impl List {
+    /// Makes the file, or goes on with one that is there. Paths end with a newline, or with `null`
+    /// with a zero byte.
+    pub fn open(path: &Path, null: bool) -> anyhow::Result<Self> {
+        let file = File::options().create(true).append(true).open(path);
+        let file = file.with_context(|| format!("cannot write the list {}", path.display()))?;
+        let (file, end) = (Mutex::new(file), if null { 0 } else { b'\n' });
+        Ok(Self { file, path: path.to_owned(), end })
+    }
+
+    fn add(&self, files: &[&Found]) -> FsResult<()> {
+        let failed = |e: &dyn std::fmt::Display| {
+            FsError::Damaged(format!("cannot write the list {}: {e}", self.path.display()))
+        };
+        let mut text = Vec::new();
+        for found in files {
+            if found.backing.contains(&self.end) {
+                return Err(failed(&"a path has a newline in it; use --null"));
+            }
+            text.extend_from_slice(&found.backing);
+            text.push(self.end);
+        }
+        let mut file = self.file.lock();
+        file.write_all(&text).and_then(|()| file.sync_data()).map_err(|e| failed(&e))
+    }
+}
+
+impl Sweeping {
+    /// Sweeps a volume that is locked for writing and not mounted.
+    pub fn idle(
+        &self,
+        tree: &Tree,
+        keyring: &Keyring,
+        generation: u64,
+    ) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
+        let writer = InPlace {
+            context: tree.context.clone(),
+            journal: journal::open(&tree.root, &tree.context),
+            root: tree.root.clone(),
+            touch: self.touch,
+        };
+        let screen = SweepScreen::new(self.json, false);
+        let swept = self.sweep(tree, keyring, generation, &writer, &screen)?;
+        Ok((swept, screen.finish()?))
+    }
+
+    /// Sweeps a volume that is mounted, through its daemon, until nothing is left to do: files may
+    /// move while they are looked for.
+    pub fn live(
+        &self,
+        tree: &Tree,
+        keyring: &Keyring,
+        generation: u64,
+        mountpoint: &Path,
+    ) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
+        let writer = Remote { mountpoint, touch: self.touch };
+        let mut total = Swept::default();
+        for pass in 1.. {
+            writer.flush()?;
+            let screen = SweepScreen::new(self.json, true);
+            let swept = self.sweep(tree, keyring, generation, &writer, &screen)?;
+            total = Swept { rewritten: total.rewritten + swept.rewritten, ..swept };
+            if swept.rewritten + swept.moved + swept.failed == 0 || pass >= PASSES {
+                return Ok((total, screen.finish()?));
+            }
+        }
+        Ok((total, vec![]))
+    }
+
+    fn sweep(
+        &self,
+        tree: &Tree,
+        keyring: &Keyring,
+        generation: u64,
+        writer: &dyn Writer,
+        screen: &SweepScreen,
+    ) -> anyhow::Result<Swept> {
+        screen.progress.more(regular_files(&tree.root)?.0);
+        let record = |files: &[&Found]| match &self.list {
+            Some(list) if !files.is_empty() => list.add(files),
+            _ => Ok(()),
+        };
+        let sweep = Sweep {
+            context: tree.context.clone(),
+            names: tree.descriptor.params.names,
+            generation,
+            keyring,
+            writer,
+            record: &record,
+            watch: screen,
+        };
+        Ok(sweep.run(&tree.root)?)
+    }
+}
+
+/// Writes headers through the daemon of a mount.
+struct Remote<'a> {
+    mountpoint: &'a Path,
+    touch: bool,
+}
+
+impl Remote<'_> {
+    fn flush(&self) -> FsResult<()> {
+        control::sync(self.mountpoint).map_err(FsError::from)
+    }
+
+    fn request(&self, request: &[u8], files: usize) -> Vec<FsResult<bool>> {
+        let answered = control::request(self.mountpoint, &wire::ticket(), request)
+            .map_err(|e| {
+                format!("the daemon of {} does not answer: {e}", self.mountpoint.display())
+            })
+            .and_then(|answer| wire::outcomes(&answer, files).map_err(|error| error.message));
+        match answered {
+            Ok(outcomes) => outcomes,
+            Err(text) => (0..files).map(|_| Err(FsError::Damaged(text.clone()))).collect(),
+        }
+    }
+}
+
+impl Writer for Remote<'_> {
+    fn write(&self, batch: &[(&Found, &Plan)]) -> Vec<FsResult<bool>> {
+        let files: Vec<_> = batch
+            .iter()
+            .map(|(found, plan)| Rewrapping { path: found.plain.clone(), plan: Plan::clone(plan) })
+            .collect();
+        let requests = wire::rewrap(&files, self.touch, control::REQUEST_MAX);
+        requests.iter().flat_map(|(files, request)| self.request(request, *files)).collect()
+    }
+
+    fn finish(&self) -> FsResult<()> {
+        self.flush()
+    }
+}
+
+/// Hands a descriptor to the daemon of a mount.
+pub fn adopt(mountpoint: &Path, descriptor: &[u8]) -> anyhow::Result<()> {
+    let answer = control::request(mountpoint, &wire::ticket(), &wire::adopt(descriptor));
+    let answer = answer.map_err(|error| {
+        let point = mountpoint.display();
+        failure(
+            crate::cli::exit::FAILURE,
+            format!("the daemon of {point} does not answer: {error}"),
+        )
+    })?;
+    wire::outcomes(&answer, 0)?;
+    Ok(())
+}
+
+/// Shows how far a sweep has come.
+struct SweepScreen {
+    progress: Progress,
+    /// What is wrong may only be moving: it is shown at the end.
+    live: bool,
+    json: bool,
+    damaged: Mutex<Vec<DamageLine>>,
+}
+
+impl SweepScreen {
+    fn new(json: bool, live: bool) -> Self {
+        let progress = Progress::of_files("brought in line", json);
+        Self { progress, live, json, damaged: Mutex::default() }
+    }
+
+    fn finish(self) -> anyhow::Result<Vec<DamageLine>> {
+        let damaged = self.damaged.into_inner();
+        if self.live && !self.json {
+            let mut out = Out::new();
+            damaged.iter().try_for_each(|line| out.line(line.text()))?;
+            out.finish()?;
+        }
+        Ok(damaged)
+    }
+}
+
+impl Watch for SweepScreen {
+    fn checked(&self, _bytes: u64) {
+        self.progress.done(1);
+    }
+
+    fn damaged(&self, damage: Damage) {
+        let line = DamageLine::from(damage);
+        if !self.live && !self.json {
+            // Whoever closed standard output is told nothing more.
+            let print = || -> anyhow::Result<()> {
+                let mut out = Out::new();
+                out.line(line.text())?;
+                out.finish()
+            };
+            self.progress.line(|| drop(print()));
+        }
+        self.damaged.lock().push(line);
+    }
+}

@@ -1,0 +1,142 @@
+//! A volume whose keys are to be changed, mounted or not.
+
+use std::path::{Path, PathBuf};
+
+use crate::crypto::Vault;
+use crate::format::descriptor::Descriptor;
+use crate::fs::Access;
+use crate::fs::journal::Recovery;
+use crate::fs::rewrap::Swept;
+use crate::fs::volume::{
+    OpenError, open_root, read_descriptor, unlock_error, volume_context, write_descriptor,
+};
+use crate::fuse::control;
+use crate::fuse::mount::{TYPE, table};
+use crate::keys::{Editor, UnlockOptions, unlock};
+
+use super::sweep::{self, Sweeping};
+use crate::cli::exit::{FAILURE, IN_USE, failure};
+use crate::cli::tree::{Tree, locked};
+use crate::cli::verify::DamageLine;
+
+/// An opened volume.
+pub struct Target {
+    /// Its backing directory.
+    pub dir: PathBuf,
+    /// Where it is mounted, if it is.
+    pub mountpoint: Option<PathBuf>,
+    /// The backing tree, and the keys of the present descriptor.
+    pub tree: Tree,
+    /// The present descriptor.
+    pub bytes: Vec<u8>,
+}
+
+impl Target {
+    /// Opens the volume in `dir`, or mounted on it. One that is not mounted is locked, and recovered
+    /// if its last mount did not end cleanly.
+    pub fn open(dir: &Path, options: &UnlockOptions) -> anyhow::Result<Self> {
+        let (dir, mounted) = backing_of(dir);
+        let (mountpoint, root, bytes) = match locked(&dir, Access::ReadWrite) {
+            Ok((root, bytes)) => (None, root, bytes),
+            Err(error) if error.exit_code == IN_USE => {
+                let mountpoint = mounted.ok_or(error)?;
+                require_writable(&mountpoint)?;
+                let root = open_root(&dir)?;
+                let bytes = read_descriptor(&root, &dir)?;
+                (Some(mountpoint), root, bytes)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let tree = match &mountpoint {
+            None => Tree::unlock(root, &dir, &bytes, Access::ReadWrite, options)?,
+            Some(_) => unlocked_beside(root, &dir, &bytes, options)?,
+        };
+        Ok(Self { dir, mountpoint, tree, bytes })
+    }
+
+    /// The descriptor, to be changed.
+    pub fn editor(&self, options: &UnlockOptions) -> anyhow::Result<Editor> {
+        Ok(Editor::open(&self.bytes, options).map_err(|error| unlock_error(error, &self.dir))?)
+    }
+
+    /// Puts a changed descriptor in force, if it is changed; whether it is.
+    pub fn put(&mut self, editor: Editor, options: &UnlockOptions) -> anyhow::Result<bool> {
+        let bytes = editor.finish().map_err(|error| unlock_error(error, &self.dir))?;
+        if bytes == self.bytes {
+            // An earlier attempt may have been cut off between the descriptor and the open files.
+            self.mountpoint.as_ref().map_or(Ok(()), |point| sweep::adopt(point, &bytes))?;
+            return Ok(false);
+        }
+        let (descriptor, unlocked) =
+            unlock(&bytes, options).map_err(|error| unlock_error(error, &self.dir))?;
+        match &self.mountpoint {
+            Some(mountpoint) => sweep::adopt(mountpoint, &bytes)?,
+            None => write_descriptor(&self.tree.root, &self.dir, &bytes)?,
+        }
+        (self.tree.descriptor, self.tree.keyring) = (descriptor, unlocked.keyring);
+        self.bytes = bytes;
+        Ok(true)
+    }
+
+    /// Brings every header in line with the descriptor.
+    pub fn sweep(&self, sweeping: &Sweeping) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
+        let (tree, generation) = (&self.tree, self.tree.descriptor.params.generation);
+        match &self.mountpoint {
+            Some(mountpoint) => sweeping.live(tree, &tree.keyring, generation, mountpoint),
+            None => sweeping.idle(tree, &tree.keyring, generation),
+        }
+    }
+
+    /// The volume for people.
+    pub fn shown(&self) -> String {
+        match &self.mountpoint {
+            Some(point) => format!("{} (mounted on {})", self.dir.display(), point.display()),
+            None => self.dir.display().to_string(),
+        }
+    }
+}
+
+/// The backing directory that `dir` is, or shows, and where it is mounted.
+pub fn backing_of(dir: &Path) -> (PathBuf, Option<PathBuf>) {
+    let full = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let full = full.canonicalize().unwrap_or(full);
+    match table::top_at(&full).filter(|mount| mount.kind == TYPE) {
+        Some(mount) => (mount.source, Some(full)),
+        None => {
+            let mount = table::mounted_from(TYPE, &full);
+            (dir.to_owned(), mount.map(|mount| mount.point))
+        }
+    }
+}
+
+fn require_writable(mountpoint: &Path) -> anyhow::Result<()> {
+    let shown = mountpoint.display();
+    let text = control::status(mountpoint).map_err(|error| {
+        failure(FAILURE, format!("the daemon of {shown} does not answer: {error}"))
+    })?;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    match status["access"].as_str() {
+        Some("rw") => Ok(()),
+        _ => Err(failure(IN_USE, format!("{shown} is mounted read-only: unmount it first"))),
+    }
+}
+
+/// Keys and backing tree of a volume that is mounted: what is in the journal is the daemon's affair.
+fn unlocked_beside(
+    root: std::os::fd::OwnedFd,
+    dir: &Path,
+    bytes: &[u8],
+    options: &UnlockOptions,
+) -> Result<Tree, OpenError> {
+    let (descriptor, unlocked): (Descriptor, _) =
+        unlock(bytes, options).map_err(|error| unlock_error(error, dir))?;
+    let context = volume_context(&descriptor, Vault::new(unlocked.keys), 0)
+        .map_err(|error| unlock_error(error.into(), dir))?;
+    Ok(Tree {
+        root: root.into(),
+        descriptor,
+        keyring: unlocked.keyring,
+        context: context.into(),
+        recovery: Recovery::default(),
+    })
+}
