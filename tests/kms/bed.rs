@@ -204,6 +204,14 @@ impl Bed {
         assert!(status.success(), "{status}: {}", self.log());
     }
 
+    /// Kills the daemon and clears its mount.
+    pub fn kill(&mut self) {
+        let mut daemon = self.daemon.take().unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        mount::unmount_path(&self.point(), true).unwrap();
+    }
+
     pub fn remount(&mut self, options: &str) {
         self.unmount();
         self.mount(options);

@@ -10,4 +10,5 @@ mod headers;
 mod outage;
 mod recipients;
 mod revoke;
+mod rewrap;
 mod tools;
