@@ -5,11 +5,12 @@
 
 #[cfg(feature = "aws")]
 mod rewrap;
+mod status;
 mod sweep;
-#[cfg(feature = "aws")]
 mod target;
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -52,6 +53,7 @@ enum KeyCommand {
     /// Take a key away; what its owner copied before stays readable to him
     Remove(EditArgs),
     ChangePassphrase(PassphraseArgs),
+    Status(status::StatusArgs),
     #[cfg(feature = "aws")]
     Rewrap(rewrap::RewrapArgs),
 }
@@ -137,6 +139,7 @@ pub fn run(args: KeyArgs) -> anyhow::Result<()> {
         KeyCommand::Add(args) => edit(&args, add),
         KeyCommand::Remove(args) => edit(&args, remove),
         KeyCommand::ChangePassphrase(args) => change_passphrase(&args),
+        KeyCommand::Status(args) => status::run(&args),
         #[cfg(feature = "aws")]
         KeyCommand::Rewrap(args) => rewrap::run(&args),
     }
@@ -265,6 +268,12 @@ fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {
 
 fn is_recipient(editor: &Editor, name: &Recipient) -> bool {
     editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, name))
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }
 
 impl Edited {

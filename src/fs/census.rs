@@ -3,7 +3,7 @@
 //!
 //! Follows no symbolic link, changes nothing, and counts a file with several names once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use super::attr::FileKind;
 use super::backing;
 use super::error::FsResult;
 use super::names::RESERVED;
-use crate::format::header::{Header, KeySlot, MAGIC};
+use crate::format::header::{Header, KeySlot, MAGIC, Recipient};
 use crate::format::layout::Layout;
 use crate::format::{DataKeyId, VolumeId};
 
@@ -42,7 +42,7 @@ pub type Watch<'a> = &'a dyn Fn(u64);
 /// Counts a directory of ordinary files. Fails only if the directory itself cannot be read.
 pub fn plain(root: impl AsFd, watch: Watch<'_>) -> FsResult<Census> {
     let mut census = Census::default();
-    let denied = walk(root, &mut |_, _, stat| {
+    let denied = walk(root, &mut |_, _, _, stat| {
         let bytes = u64::try_from(stat.st_size).unwrap_or_default();
         match bytes {
             0 => census.empty += 1,
@@ -64,27 +64,117 @@ pub fn volume(
     let mut census = Census::default();
     let mut keys = HashSet::new();
     let mut bytes = vec![0; layout.header_len()];
-    let denied = walk(root, &mut |dir, name, stat| {
+    let denied = walk(root, &mut |dir, _, name, stat| {
         let len = u64::try_from(stat.st_size).unwrap_or_default();
-        match header(dir, name, &mut bytes) {
-            Start::Empty if is_helper(name) => {}
-            Start::Empty => census.empty += 1,
-            Start::Other if is_helper(name) => {}
-            Start::Header => match Header::decode(&bytes, layout, volume, |_, _| true) {
-                Ok(header) => {
-                    let size = layout.plain_len_floor(len);
-                    census.files += 1;
-                    census.bytes += size;
-                    keys.insert(identity(&header.current));
-                    keys.extend(header.next.as_ref().map(identity));
-                    watch(size);
-                }
-                Err(_) => census.unreadable += 1,
-            },
-            Start::Other | Start::Unreadable => census.unreadable += 1,
+        match Object::read(dir, name, &mut bytes, layout, volume) {
+            Object::Helper => {}
+            Object::Empty => census.empty += 1,
+            Object::File(header) => {
+                let size = layout.plain_len_floor(len);
+                census.files += 1;
+                census.bytes += size;
+                keys.insert(identity(&header.current));
+                keys.extend(header.next.as_ref().map(identity));
+                watch(size);
+            }
+            Object::Unreadable => census.unreadable += 1,
         }
     })?;
     Ok(Census { denied, data_keys: keys.len() as u64, ..census })
+}
+
+/// Which wrapping keys the headers of a volume name.
+#[derive(Default)]
+pub struct KeyCensus {
+    /// By kind, reference and epoch, with `wrapped` empty.
+    pub keys: HashMap<Recipient, KeyCount>,
+    /// Headers looked at.
+    pub headers: u64,
+    /// Backing files whose header cannot be read, by their paths.
+    pub unreadable: Vec<Vec<u8>>,
+    /// Directories nobody may look into.
+    pub denied: u64,
+}
+
+/// What one wrapping key is needed for.
+#[derive(Default)]
+pub struct KeyCount {
+    /// Headers that name it.
+    pub files: u64,
+    /// Headers whose data key is wrapped for nobody else.
+    pub only: u64,
+    /// Backing paths of those that name it, if they are wanted.
+    pub paths: Vec<Vec<u8>>,
+}
+
+/// Counts what each wrapping key is needed for in a volume's backing directory or a copy of it.
+/// Headers are taken as they stand. `paths` says of which keys the files are wanted.
+pub fn keys(
+    root: impl AsFd,
+    layout: Layout,
+    volume: VolumeId,
+    paths: &dyn Fn(&Recipient) -> bool,
+) -> FsResult<KeyCensus> {
+    let mut census = KeyCensus::default();
+    let mut bytes = vec![0; layout.header_len()];
+    let denied = walk(root, &mut |dir, at, name, _| match Object::read(
+        dir, name, &mut bytes, layout, volume,
+    ) {
+        Object::Helper | Object::Empty => {}
+        Object::Unreadable => census.unreadable.push(joined(at, name)),
+        Object::File(header) => {
+            census.headers += 1;
+            let mut named = HashMap::new();
+            for slot in std::iter::once(&header.current).chain(&header.next) {
+                for copy in &slot.recipients {
+                    let name = Recipient { wrapped: vec![], ..copy.clone() };
+                    *named.entry(name).or_insert(false) |= slot.recipients.len() == 1;
+                }
+            }
+            for (key, only) in named {
+                let wanted = paths(&key);
+                let count = census.keys.entry(key).or_default();
+                count.files += 1;
+                count.only += u64::from(only);
+                count.paths.extend(wanted.then(|| joined(at, name)));
+            }
+        }
+    })?;
+    Ok(KeyCensus { denied, ..census })
+}
+
+fn joined(at: &[u8], name: &[u8]) -> Vec<u8> {
+    if at.is_empty() { name.to_vec() } else { [at, b"/", name].concat() }
+}
+
+/// What a backing file is.
+enum Object {
+    /// Holds no content.
+    Helper,
+    Empty,
+    File(Header),
+    Unreadable,
+}
+
+impl Object {
+    /// Reads the header into `bytes`.
+    fn read(
+        dir: &OwnedFd,
+        name: &[u8],
+        bytes: &mut [u8],
+        layout: Layout,
+        volume: VolumeId,
+    ) -> Self {
+        match header(dir, name, bytes) {
+            Start::Empty | Start::Other if is_helper(name) => Self::Helper,
+            Start::Empty => Self::Empty,
+            Start::Header => match Header::decode(bytes, layout, volume, |_, _| true) {
+                Ok(header) => Self::File(header),
+                Err(_) => Self::Unreadable,
+            },
+            Start::Other | Start::Unreadable => Self::Unreadable,
+        }
+    }
 }
 
 /// What a backing file begins with.
@@ -128,14 +218,17 @@ fn identity(slot: &KeySlot) -> (DataKeyId, u64) {
     (slot.data_key_id, hasher.finish())
 }
 
-/// Shows every regular file with the directory it stands in; how many directories were closed to us.
-fn walk(root: impl AsFd, file: &mut dyn FnMut(&OwnedFd, &[u8], &Stat)) -> FsResult<u64> {
+/// Hears of a regular file: the directory it stands in, the path of that, its name, its attributes.
+type Visit<'a> = &'a mut dyn FnMut(&OwnedFd, &[u8], &[u8], &Stat);
+
+/// Shows every regular file; how many directories were closed to us.
+fn walk(root: impl AsFd, file: Visit<'_>) -> FsResult<u64> {
     let root = Arc::new(backing::open_dir(root)?);
     backing::list(&*root)?;
-    let mut stack = vec![(root, b".".to_vec())];
+    let mut stack = vec![(root, b".".to_vec(), Vec::new())];
     let (mut denied, mut linked) = (0, HashSet::new());
     let mut is_new = |stat: &Stat| stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino));
-    while let Some((parent, entry)) = stack.pop() {
+    while let Some((parent, entry, at)) = stack.pop() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = openat(&*parent, &entry[..], flags, Mode::empty());
         let listed = opened.and_then(|fd| Ok((backing::list(&fd)?, Arc::new(fd))));
@@ -147,8 +240,11 @@ fn walk(root: impl AsFd, file: &mut dyn FnMut(&OwnedFd, &[u8], &Stat)) -> FsResu
             // Gone meanwhile.
             let Ok(stat) = backing::stat_at(&*dir, &raw.name) else { continue };
             match FileKind::from_mode(stat.st_mode) {
-                Some(FileKind::Directory) => stack.push((dir.clone(), raw.name)),
-                Some(FileKind::Regular) if is_new(&stat) => file(&dir, &raw.name, &stat),
+                Some(FileKind::Directory) => {
+                    let below = joined(&at, &raw.name);
+                    stack.push((dir.clone(), raw.name, below));
+                }
+                Some(FileKind::Regular) if is_new(&stat) => file(&dir, &at, &raw.name, &stat),
                 _ => {}
             }
         }

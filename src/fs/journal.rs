@@ -206,6 +206,18 @@ pub fn view(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> FsResult<Recovery> {
     Ok(recovery)
 }
 
+/// Does a journal hold anything that is not in its place yet?
+pub fn any(root: &OwnedFd) -> FsResult<bool> {
+    let mut recovery = Recovery::default();
+    for name in journals(root, &mut recovery)? {
+        let storage = FileStorage(backing::open_file(root, name.as_bytes(), false)?);
+        if !recover::is_unused(&storage)? {
+            return Ok(true);
+        }
+    }
+    Ok(!recovery.refused.is_empty())
+}
+
 /// A journal for a command that changes files of a volume nobody has mounted.
 pub fn open(root: &Arc<OwnedFd>, ctx: &VolumeContext) -> Arc<Journal> {
     Root { fd: root.clone(), firm: Arc::default() }.open_journal(ctx)

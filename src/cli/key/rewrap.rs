@@ -116,14 +116,8 @@ pub fn replace(
 ) -> anyhow::Result<KeyArn> {
     let new = editor.replace_kms_key(from, to, options);
     let new = new.map_err(|error| unlock_error(error.into(), dir))?;
-    editor.note_rotation(now());
+    editor.note_rotation(super::now());
     Ok(new)
-}
-
-/// Seconds since 1970.
-pub fn now() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
 }
 
 fn kms_key(key: &KeySpec) -> anyhow::Result<KeyArn> {

@@ -146,7 +146,8 @@ struct Remote<'a> {
 
 impl Remote<'_> {
     fn flush(&self) -> FsResult<()> {
-        control::sync(self.mountpoint).map_err(FsError::from)
+        let failed = |e| format!("{}: {e}", self.mountpoint.display());
+        control::sync(self.mountpoint).map_err(|e| FsError::Damaged(failed(e)))
     }
 
     fn request(&self, request: &[u8], files: usize) -> Vec<FsResult<bool>> {
