@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod advice;
+pub mod lifecycle;
 
 /// Which deployment a cluster, key store or key belongs to.
 pub const TAG_DEPLOYMENT: &str = "kmsfs:deployment";

@@ -3,7 +3,6 @@
 //! The descriptor changes first, in one step; then, if recipients changed, a sweep brings every file
 //! header in line. Running the same command again finishes a sweep that was interrupted.
 
-#[cfg(feature = "aws")]
 mod rewrap;
 mod status;
 mod sweep;
@@ -54,7 +53,6 @@ enum KeyCommand {
     Remove(EditArgs),
     ChangePassphrase(PassphraseArgs),
     Status(status::StatusArgs),
-    #[cfg(feature = "aws")]
     Rewrap(rewrap::RewrapArgs),
 }
 
@@ -140,7 +138,6 @@ pub fn run(args: KeyArgs) -> anyhow::Result<()> {
         KeyCommand::Remove(args) => edit(&args, remove),
         KeyCommand::ChangePassphrase(args) => change_passphrase(&args),
         KeyCommand::Status(args) => status::run(&args),
-        #[cfg(feature = "aws")]
         KeyCommand::Rewrap(args) => rewrap::run(&args),
     }
 }

@@ -7,6 +7,7 @@
 use super::finding::{Area, Finding, Level};
 use super::local::LocalMaster;
 use super::master::{self, OpenedMaster, opens_with_keyfile};
+use super::rotation::Rotation;
 use super::unlock::UnlockOptions;
 use super::ways::{unwrap_volume_key, with_identity};
 use super::{describe_recipient, keyfile, same_key};
@@ -14,6 +15,7 @@ use crate::crypto::{VolumeKey, VolumeKeys};
 use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor, MasterKdf, MasterSlot};
 use crate::format::header::{Recipient, RecipientKind};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Everything there is to say about the descriptor `bytes` and its keys.
 pub fn examine(bytes: &[u8], options: &UnlockOptions) -> Vec<Finding> {
@@ -32,6 +34,7 @@ pub fn examine(bytes: &[u8], options: &UnlockOptions) -> Vec<Finding> {
     };
     let mut about = Examination { descriptor: &descriptor, findings: vec![], opened: None };
     about.facts();
+    about.rotation();
     about.local_keys(options);
     about.identities(options);
     about.kms(options);
@@ -82,11 +85,34 @@ impl Examination<'_> {
         let lacking: Vec<_> = self.descriptor.allowed.iter().filter(lacks).collect();
         for recipient in lacking {
             let name = describe_recipient(recipient);
+            if recipient.kind == RecipientKind::AwsKms {
+                let text = format!("{name} has a successor; files may still need it");
+                let advice = "`kmsfsctl key status` counts them; retire it when there are none";
+                let finding = Finding::new(Level::Note, Area::Volume, "recipients", text);
+                self.findings.push(finding.advise(advice));
+                continue;
+            }
             let text = format!("{name} is named, but there is no copy of the volume key for it");
             let advice = format!("remove it with `kmsfsctl key remove` and add it again: {name}");
             let finding = Finding::new(Level::Warning, Area::Volume, "recipients", text);
             self.findings.push(finding.advise(advice));
         }
+    }
+
+    /// Is the KMS key to be rotated?
+    fn rotation(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let policy = Rotation::of(self.descriptor);
+        let (Some(period), Some(left)) = (policy.period_days, policy.days_left(now)) else {
+            return;
+        };
+        let finding = |level, text| Finding::new(level, Area::Volume, "rotation", text);
+        let every = format!("every {period} days");
+        self.add(match left {
+            ..0 => finding(Level::Warning, format!("{every}: due since {} days", -left))
+                .advise("run `kmsfsctl key rotate`, or have a timer run it with --if-due"),
+            _ => finding(Level::Ok, format!("{every}: due in {left} days")),
+        });
     }
 
     /// A key that does not open is an error only where nothing else does.
@@ -200,11 +226,16 @@ impl Examination<'_> {
             let copy = copies.iter().find(|copy| same_key(copy, recipient));
             let volume = self.descriptor.volume;
             let subject = Subject { volume, recipient, copy, makes };
-            let (findings, key) = examine(&subject, &options.kms);
+            let (mut findings, key) = examine(&subject, &options.kms);
+            if copy.is_none() {
+                // On its way out: what it cannot do any more may not be needed.
+                findings.iter_mut().for_each(|f| f.level = f.level.min(Level::Warning));
+            } else {
+                // The first makes the keys of new files, the others wrap them.
+                makes = false;
+            }
             self.findings.extend(findings);
             self.keep(key.map(VolumeKey));
-            // The first makes the keys of new files, the others wrap them.
-            makes = false;
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::aws::{KeyState, Origin, Principal};
-use super::bed::{Bed, refused, said};
+use super::bed::{Bed, ctl, refused, said};
 
 /// Data keys in headers and files of a bed: 20 files share one.
 const SHARED: &[&str] = &["--files-per-data-key", "20"];
@@ -330,4 +330,50 @@ fn only_the_owner_may_ask_and_a_read_only_mount_is_left_alone() {
     assert!(String::from_utf8_lossy(&answer).contains("not understood"));
     bed.read_files("a", 2);
     bed.unmount();
+}
+
+#[test]
+fn status_tells_which_files_need_which_key_and_doctor_that_one_has_a_successor() {
+    let (mut bed, second) = bed_with(10, SHARED);
+    let status = |bed: &Bed, more: &[&str]| json(&said(bed_status(bed).args(more).arg("--json")));
+    let before = status(&bed, &[]);
+    assert_eq!(before["keys"][0]["key"], bed.key.as_str());
+    assert_eq!((&before["keys"][0]["files"], &before["keys"][0]["only"]), (&10.into(), &10.into()));
+    assert_eq!(before["keys"][0]["state"], "current");
+    // Nobody was asked.
+    assert_eq!(bed.fake.calls_total(), 0);
+
+    bed.mount("");
+    bed.make_files("b", 5);
+    // A rewrap that cannot even begin its sweep, as one that was cut off.
+    let impossible = bed.path("no/such/list");
+    let to = format!("aws-kms:{second}");
+    let list = impossible.to_str().unwrap();
+    refused(bed.ctl("key rewrap", &["--to", &to, "--list", list]), 1);
+    bed.make_files("c", 2);
+    let half = json(&said(ctl(&["key", "status", "--json", "--files"]).arg(bed.point())));
+    let keys = half["keys"].as_array().unwrap();
+    assert_eq!(
+        (&keys[0]["key"], &keys[0]["state"]),
+        (&bed.key.as_str().into(), &"retiring".into())
+    );
+    assert_eq!((&keys[0]["files"], keys[0]["paths"].as_array().unwrap().len()), (&15.into(), 15));
+    assert_eq!((&keys[1]["key"], &keys[1]["files"]), (&second.as_str().into(), &2.into()));
+    let text = said(&mut bed_status(&bed));
+    assert!(text.contains("15 files need it") && text.contains("in use: 2 files"), "{text}");
+    said(rewrap(&bed, &[]));
+    let after = status(&bed, &["--files"]);
+    assert_eq!((&after["keys"][0]["files"], &after["keys"][1]["files"]), (&0.into(), &17.into()));
+    assert!(said(&mut bed_status(&bed)).contains("no file needs it"));
+    let doctor = said(bed.ctl("doctor", &[]));
+    assert!(doctor.contains("has a successor"), "{doctor}");
+    bed.fake.set_key_state(&bed.key, KeyState::Disabled);
+    said(bed.ctl("doctor", &[]));
+    bed.unmount();
+}
+
+fn bed_status(bed: &Bed) -> Command {
+    let mut command = ctl(&["key", "status"]);
+    command.arg(bed.source());
+    command
 }

@@ -14,8 +14,11 @@ use crate::cli::output::{Out, hex, note};
 use crate::cli::secrets::KeyOptions;
 use crate::cli::verify::DamageLine;
 use crate::fs::rewrap::Swept;
+#[cfg(feature = "aws")]
 use crate::fs::volume::unlock_error;
+#[cfg(feature = "aws")]
 use crate::keys::aws::KeyArn;
+#[cfg(feature = "aws")]
 use crate::keys::{Editor, KeySpec, UnlockOptions};
 
 /// Wrap every file's data key with the volume's present keys, or with another KMS key
@@ -27,6 +30,22 @@ use crate::keys::{Editor, KeySpec, UnlockOptions};
 pub struct RewrapArgs {
     /// The volume: its backing directory, or where it is mounted
     dir: PathBuf,
+    #[cfg(feature = "aws")]
+    #[command(flatten)]
+    exchange: Exchange,
+    #[command(flatten)]
+    sweep: SweepOptions,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+/// Which KMS key takes which one's place.
+#[cfg(feature = "aws")]
+#[derive(Args)]
+struct Exchange {
     /// Let this KMS key take the place of the volume's: `aws-kms:ARN`
     #[arg(long, value_name = "KEYSPEC")]
     to: Option<KeySpec>,
@@ -37,13 +56,6 @@ pub struct RewrapArgs {
     /// interruption leave it out
     #[arg(long, value_name = "ARN", conflicts_with = "to")]
     renew: Option<String>,
-    #[command(flatten)]
-    sweep: SweepOptions,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    keys: KeyOptions,
 }
 
 /// How headers are swept.
@@ -87,25 +99,41 @@ pub struct Report {
 pub fn run(args: &RewrapArgs) -> anyhow::Result<()> {
     let options = args.keys.remembering_options();
     let mut target = Target::open(&args.dir, &options)?;
+    #[cfg_attr(not(feature = "aws"), expect(unused_mut))]
     let mut editor = target.editor(&options)?;
-    if let Some(to) = &args.to {
-        let to = kms_key(to)?;
-        // Half done already: what is left is the sweep.
-        if !editor.kms_keys().contains(&to) {
-            let from = replaced(&editor, args.from.as_deref())?;
-            replace(&mut editor, &from, &to, &options, &target.dir)?;
-        }
-    }
-    if let Some(key) = &args.renew {
-        let key = KeyArn::parse(key)?;
-        replace(&mut editor, &key, &key, &options, &target.dir)?;
-    }
+    #[cfg(feature = "aws")]
+    args.exchange.carry_out(&mut editor, &options, &target.dir)?;
     let changed = target.put(editor, &options)?;
     let report = args.sweep.sweep(&target, changed, args.json)?;
     report.print(args.json)?;
     report.require_whole()
 }
 
+#[cfg(feature = "aws")]
+impl Exchange {
+    fn carry_out(
+        &self,
+        editor: &mut Editor,
+        options: &UnlockOptions,
+        dir: &Path,
+    ) -> anyhow::Result<()> {
+        if let Some(to) = &self.to {
+            let to = kms_key(to)?;
+            // Half done already: what is left is the sweep.
+            if !editor.kms_keys().contains(&to) {
+                let from = replaced(editor, self.from.as_deref())?;
+                replace(editor, &from, &to, options, dir)?;
+            }
+        }
+        if let Some(key) = &self.renew {
+            let key = KeyArn::parse(key)?;
+            replace(editor, &key, &key, options, dir)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "aws")]
 /// Puts one KMS key where another was, and notes when.
 pub fn replace(
     editor: &mut Editor,
@@ -120,6 +148,7 @@ pub fn replace(
     Ok(new)
 }
 
+#[cfg(feature = "aws")]
 fn kms_key(key: &KeySpec) -> anyhow::Result<KeyArn> {
     match key {
         KeySpec::AwsKms(arn) => Ok(arn.clone()),
@@ -131,6 +160,7 @@ fn kms_key(key: &KeySpec) -> anyhow::Result<KeyArn> {
     }
 }
 
+#[cfg(feature = "aws")]
 /// Which key goes.
 pub fn replaced(editor: &Editor, named: Option<&str>) -> anyhow::Result<KeyArn> {
     let keys = editor.kms_keys();

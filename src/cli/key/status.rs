@@ -39,8 +39,6 @@ pub struct Survey {
     pub census: KeyCensus,
     /// A journal holds headers that are not in their place.
     pub journal: bool,
-    /// Where it is mounted.
-    pub mountpoint: Option<PathBuf>,
 }
 
 impl Survey {
@@ -61,7 +59,7 @@ impl Survey {
         let wanted = |key: &Recipient| paths(&descriptor, key);
         let census = census::keys(&root, layout, descriptor.volume, &wanted)?;
         let journal = mountpoint.is_none() && journal::any(&root)?;
-        Ok(Self { descriptor, census, journal, mountpoint })
+        Ok(Self { descriptor, census, journal })
     }
 }
 
@@ -112,7 +110,7 @@ fn is_current(descriptor: &Descriptor, key: &Recipient) -> bool {
 
 impl Status {
     fn new(survey: Survey) -> Self {
-        let Survey { descriptor, mut census, journal, .. } = survey;
+        let Survey { descriptor, mut census, journal } = survey;
         let rotation = Rotation::of(&descriptor);
         let mut names: Vec<Recipient> = Vec::new();
         let place = |key: &Recipient| {

@@ -86,14 +86,6 @@ impl Target {
             None => sweeping.idle(tree, &tree.keyring, generation),
         }
     }
-
-    /// The volume for people.
-    pub fn shown(&self) -> String {
-        match &self.mountpoint {
-            Some(point) => format!("{} (mounted on {})", self.dir.display(), point.display()),
-            None => self.dir.display().to_string(),
-        }
-    }
 }
 
 /// The backing directory that `dir` is, or shows, and where it is mounted.

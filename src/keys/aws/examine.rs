@@ -250,6 +250,11 @@ impl Patient<'_> {
     fn policy(&mut self) -> Option<[bool; 2]> {
         let data = Purpose::Data(DataKeyId(random_array()));
         let makes = self.subject.makes;
+        if self.subject.copy.is_none() {
+            // It has a successor: files may still be wrapped for it, nothing else is.
+            self.allowed(Operation::Decrypt, data, true)?;
+            return None;
+        }
         let mut unwraps = true;
         for purpose in [Purpose::Volume, data] {
             unwraps &= self.allowed(Operation::Decrypt, purpose, true)?;
