@@ -238,6 +238,12 @@ impl State<'_> {
             return;
         }
         let plans = self.sweep.plans(&batch);
+        let refused = |plan: &FsResult<Plan>| matches!(plan, Err(FsError::Key(_)));
+        if !plans.is_empty() && plans.iter().all(refused) {
+            // The others would be told the same, each after some waiting.
+            self.failed = plans.into_iter().find_map(Result::err);
+            return;
+        }
         let mut todo = Vec::new();
         for (found, plan) in batch.iter().zip(&plans) {
             self.swept.headers += 1;

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::aws::{KeyState, Origin, Principal};
+use super::aws::{Effect, Fault, KeyState, Origin, Principal, Rule};
 use super::bed::{Bed, ctl, refused, said};
 
 /// Data keys in headers and files of a bed: 20 files share one.
@@ -345,11 +345,16 @@ fn status_tells_which_files_need_which_key_and_doctor_that_one_has_a_successor()
 
     bed.mount("");
     bed.make_files("b", 5);
-    // A rewrap that cannot even begin its sweep, as one that was cut off.
-    let impossible = bed.path("no/such/list");
+    // The volume key moves, and then KMS says no.
+    let denied = Fault::client("AccessDeniedException", "not you");
+    bed.fake.fault(Rule::new(Effect::Error(denied)).on("ReEncrypt").after(1));
     let to = format!("aws-kms:{second}");
-    let list = impossible.to_str().unwrap();
-    refused(bed.ctl("key rewrap", &["--to", &to, "--list", list]), 1);
+    let told = refused(rewrap(&bed, &["--to", &to]), 1);
+    assert!(told.contains("ReEncrypt failed: AccessDenied"), "{told}");
+    bed.fake.clear_faults();
+    // Nothing is changed if the list cannot be written.
+    let list = bed.path("no/such/list");
+    refused(bed.ctl("key rewrap", &["--renew", &second, "--list", list.to_str().unwrap()]), 1);
     bed.make_files("c", 2);
     let half = json(&said(ctl(&["key", "status", "--json", "--files"]).arg(bed.point())));
     let keys = half["keys"].as_array().unwrap();

@@ -99,12 +99,13 @@ pub struct Report {
 pub fn run(args: &RewrapArgs) -> anyhow::Result<()> {
     let options = args.keys.remembering_options();
     let mut target = Target::open(&args.dir, &options)?;
+    let sweep = args.sweep.prepare(&target, args.json)?;
     #[cfg_attr(not(feature = "aws"), expect(unused_mut))]
     let mut editor = target.editor(&options)?;
     #[cfg(feature = "aws")]
     args.exchange.carry_out(&mut editor, &options, &target.dir)?;
     let changed = target.put(editor, &options)?;
-    let report = args.sweep.sweep(&target, changed, args.json)?;
+    let report = sweep.run(&target, changed)?;
     report.print(args.json)?;
     report.require_whole()
 }
@@ -179,24 +180,40 @@ pub fn replaced(editor: &Editor, named: Option<&str>) -> anyhow::Result<KeyArn> 
     }
 }
 
+/// A sweep that can begin: its list is open.
+pub struct Prepared {
+    sweeping: Sweeping,
+    path: PathBuf,
+    is_new: bool,
+}
+
 impl SweepOptions {
-    /// Brings every header in line; `changed` says whether the descriptor was changed before.
-    pub fn sweep(&self, target: &Target, changed: bool, json: bool) -> anyhow::Result<Report> {
+    /// Opens the list, before anything is changed.
+    pub fn prepare(&self, target: &Target, json: bool) -> anyhow::Result<Prepared> {
         let id = hex(&target.tree.descriptor.volume.0);
         let path = self.list.clone().unwrap_or_else(|| format!("kmsfs-rewrapped.{id}").into());
         let is_new = !path.exists();
-        let list = List::open(&path, self.null)?;
-        let sweeping = Sweeping { json, touch: self.touch, list: Some(list) };
-        let (started, calls) = (Instant::now(), calls(target));
-        let (swept, problems) = target.sweep(&sweeping)?;
-        if is_new && swept.rewritten == 0 {
-            // Only an empty one of ours goes.
-            let empty = path.metadata().is_ok_and(|meta| meta.len() == 0);
-            let _ = if empty { std::fs::remove_file(&path) } else { Ok(()) };
+        let list = Some(List::open(&path, self.null)?);
+        Ok(Prepared { sweeping: Sweeping { json, touch: self.touch, list }, path, is_new })
+    }
+}
+
+impl Prepared {
+    /// Brings every header in line; `changed` says whether the descriptor was changed before.
+    pub fn run(&self, target: &Target, changed: bool) -> anyhow::Result<Report> {
+        let (started, before) = (Instant::now(), calls(target));
+        let (swept, problems) = target.sweep(&self.sweeping)?;
+        let cost = (calls(target).saturating_sub(before), started.elapsed().as_secs_f64());
+        Ok(Report::new(target, changed, swept, problems).with_list(&self.path).with_cost(cost))
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        // A list of ours that nothing came into.
+        if self.is_new && self.path.metadata().is_ok_and(|meta| meta.len() == 0) {
+            let _ = std::fs::remove_file(&self.path);
         }
-        Ok(Report::new(target, changed, swept, problems)
-            .with_list(&path)
-            .with_cost(calls_since(target, calls), started.elapsed().as_secs_f64()))
     }
 }
 
@@ -204,10 +221,6 @@ impl SweepOptions {
 fn calls(target: &Target) -> u64 {
     let providers = target.tree.keyring.facts().providers;
     providers.iter().flat_map(|p| &p.calls.counts).map(|(_, _, number)| number).sum()
-}
-
-fn calls_since(target: &Target, before: u64) -> u64 {
-    calls(target).saturating_sub(before)
 }
 
 impl Report {
@@ -235,8 +248,8 @@ impl Report {
         self
     }
 
-    fn with_cost(mut self, calls: u64, seconds: f64) -> Self {
-        (self.kms_calls, self.seconds) = (calls, seconds);
+    fn with_cost(mut self, cost: (u64, f64)) -> Self {
+        (self.kms_calls, self.seconds) = cost;
         self
     }
 
