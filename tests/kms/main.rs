@@ -7,6 +7,7 @@ mod credentials;
 mod economy;
 mod figures;
 mod headers;
+mod many;
 mod outage;
 mod recipients;
 mod revoke;
