@@ -200,7 +200,7 @@ impl Volume {
             inode.file.lock().storage = Some(fresh);
         }
         let (current, next) = copies(wanted);
-        content.rewrap(mtime, current, next)?;
+        content.rewrap(mtime, current, next, self.descriptor().params.generation)?;
         Ok(Rewrapped::Done)
     }
 
@@ -232,13 +232,14 @@ impl Volume {
         self.require_right(wanted)?;
         let log = self.log_of(journal, held.inode, &storage)?;
         let header = Content::read_header(&self.ctx, &*log)?;
-        refuse_rolled_back(header.wrap_epoch, self.descriptor().params.generation)?;
+        let epoch = self.descriptor().params.generation;
+        refuse_rolled_back(header.wrap_epoch, epoch)?;
         if !fits(wanted, &(header.current, header.next)) {
             return Ok(Rewrapped::Changed);
         }
         let (current, next) = copies(wanted);
         let mtime = if touch { now() } else { storage.mtime()? };
-        rewrap_header(&self.ctx, &log, mtime, current, next)?;
+        rewrap_header(&self.ctx, &log, mtime, current, next, epoch)?;
         held.log = Some(log);
         Ok(Rewrapped::Done)
     }

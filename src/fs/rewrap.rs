@@ -96,6 +96,8 @@ pub struct InPlace {
     pub root: Arc<OwnedFd>,
     /// Modification times become the present.
     pub touch: bool,
+    /// Generation of the descriptor whose recipients the new copies are for.
+    pub epoch: u64,
 }
 
 impl Writer for InPlace {
@@ -119,7 +121,7 @@ impl InPlace {
             false => (found.stat.st_mtime, found.stat.st_mtime_nsec as u32),
         };
         let next = plan.next.as_ref().and_then(|change| change.new.clone());
-        rewrap_header(&self.context, &file, mtime, plan.current.new.clone(), next)?;
+        rewrap_header(&self.context, &file, mtime, plan.current.new.clone(), next, self.epoch)?;
         if self.journal.pending_files() >= OPEN_MAX {
             self.journal.checkpoint(false)?;
         }

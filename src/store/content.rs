@@ -179,11 +179,12 @@ impl Content {
         mtime: Time,
         current: Option<Vec<Recipient>>,
         next: Option<Vec<Recipient>>,
+        epoch: u64,
     ) -> Result<(), StoreError> {
         let mut state = self.usable()?;
         state.commit()?;
         state.begin()?;
-        super::rewrap::replace(&mut state.header, current, next)?;
+        super::rewrap::replace(&mut state.header, current, next, epoch)?;
         state.changed = true;
         state.mtime = state.mtime.or(Some(mtime));
         state.commit()

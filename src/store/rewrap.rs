@@ -10,7 +10,8 @@ use crate::format::header::{Header, Recipient};
 
 /// Replaces the wrapped copies in the header's key slots; `None` leaves a slot's as they are.
 ///
-/// Generation, size, root hash, data key ids and commitments stay; the wrap epoch grows by one. The
+/// Generation, size, root hash, data key ids and commitments stay; the wrap epoch becomes
+/// `epoch`, the generation of the descriptor whose recipients these are. The
 /// header goes through the journal, so a crash leaves the old or the new one; the next checkpoint
 /// brings it to its place and gives the backing file the modification time `mtime`. The file must not
 /// be open as a [`Content`]. Returns the header as written.
@@ -23,9 +24,10 @@ pub fn rewrap_header(
     mtime: Time,
     current: Option<Vec<Recipient>>,
     next: Option<Vec<Recipient>>,
+    epoch: u64,
 ) -> Result<Header, StoreError> {
     let mut header = Content::read_header(ctx, file)?;
-    replace(&mut header, current, next)?;
+    replace(&mut header, current, next, epoch)?;
     let keys = ctx.keys.keys()?;
     let bytes = header.encode(ctx.layout, |b| keys.header_mac(b))?;
     file.commit(Commit {
@@ -48,6 +50,7 @@ pub(super) fn replace(
     header: &mut Header,
     current: Option<Vec<Recipient>>,
     next: Option<Vec<Recipient>>,
+    epoch: u64,
 ) -> Result<(), StoreError> {
     let none = |copies: &Option<Vec<Recipient>>| copies.as_ref().is_some_and(Vec::is_empty);
     if none(&current) || none(&next) || (next.is_some() && header.next.is_none()) {
@@ -59,6 +62,6 @@ pub(super) fn replace(
     if let (Some(recipients), Some(slot)) = (next, &mut header.next) {
         slot.recipients = recipients;
     }
-    header.wrap_epoch += 1;
+    header.wrap_epoch = header.wrap_epoch.max(epoch);
     Ok(())
 }

@@ -438,7 +438,7 @@ impl Runner {
         let states = vec![file.snap(&file.model)];
         disk.mark(Mark::Begin { file: file.id, states: states.clone() });
         let recipients = vec![crate::support::recipient()];
-        let done = rewrap_header(&volume.ctx, &file.log, (3, 4), Some(recipients), None);
+        let done = rewrap_header(&volume.ctx, &file.log, (3, 4), Some(recipients), None, file.wrap);
         file.wrap -= u64::from(done.is_err());
         let which = if done.is_ok() { Which::All } else { Which::Maybe };
         disk.mark(Mark::End { file: file.id, states, which });

@@ -251,7 +251,8 @@ fn recipients_change_without_touching_content() {
     let list = vec![recipient(); 3];
     let journal = Journal::new(bed.ctx.volume, bed.ctx.keys.clone(), Arc::new(Aside));
     let file = FileLog::new(journal.clone(), bed.disk.clone(), Box::new(Nowhere), true);
-    let new = rewrap_header(&bed.ctx, &file, (5, 6), Some(list.clone()), None).unwrap();
+    let new = rewrap_header(&bed.ctx, &file, (5, 6), Some(list.clone()), None, old.wrap_epoch + 1)
+        .unwrap();
     let header = Call::Read { offset: 0, len: 8192 };
     assert_eq!(bed.disk.take_calls(), [header]);
     journal.checkpoint(false).unwrap();
@@ -261,7 +262,7 @@ fn recipients_change_without_touching_content() {
     assert_eq!((new.generation, new.wrap_epoch), (old.generation, old.wrap_epoch + 1));
     assert_eq!(Content::read_header(&bed.ctx, &*bed.disk).unwrap().current.recipients, list);
     assert_eq!(read(&bed.open(), 0, 10_000).unwrap(), [4; 10_000]);
-    let refused = |current, next| rewrap_header(&bed.ctx, &file, (5, 6), current, next).is_err();
+    let refused = |current, next| rewrap_header(&bed.ctx, &file, (5, 6), current, next, 9).is_err();
     assert!(refused(Some(vec![]), None) && refused(None, Some(vec![recipient()])));
     assert!(refused(Some(vec![recipient(); 60]), None));
 }

@@ -83,6 +83,7 @@ impl Sweeping {
             journal: journal::open(&tree.root, &tree.context),
             root: tree.root.clone(),
             touch: self.touch,
+            epoch: tree.descriptor.params.generation,
         };
         let screen = SweepScreen::new(self.json, false);
         let swept = self.sweep(tree, keyring, generation, &writer, &screen)?;
