@@ -1,0 +1,6 @@
+//! `kmsfsctl provision` against a fake of AWS.
+
+#[path = "../support/aws/fake.rs"]
+mod aws;
+
+mod certificate;
