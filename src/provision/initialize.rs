@@ -1,7 +1,10 @@
 //! Claims a cluster with its certificate, and looks at clusters for that.
 
 use super::account::{Account, Refused};
-use super::certificate::check::{Hardware, PEM_MAX};
+use super::certificate::check::{Checked, Hardware, PEM_MAX, Roots, check_hardware};
+use super::certificate::{
+    AskPassphrase, CertificateError, Claim, Files, ensure_signed, keep_external,
+};
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -61,6 +64,23 @@ impl Seen {
     pub fn is_claimed(&self) -> bool {
         use ClusterState::{Active, Initialized};
         matches!(self.state, Active | Initialized) || self.certificate.is_some()
+    }
+
+    /// The signing request that a cluster has from its first HSM until it is claimed.
+    pub fn request(&self) -> Result<&str, Refused> {
+        if self.is_lost() {
+            return Err(self.lost());
+        }
+        self.csr.as_deref().ok_or_else(|| {
+            let why = match self.is_claimed() {
+                true => "it is initialized already, and has no signing request any more",
+                false => {
+                    "it has no signing request yet; create its first HSM first and wait until that \
+                     is ACTIVE: the HSM makes the request"
+                }
+            };
+            Refused::here(Class::Misconfigured, format!("cluster {}: {why}", self.id))
+        })
     }
 
     /// It is beyond waiting for.
@@ -155,8 +175,17 @@ pub fn ensure_initialized(
     anchor: &str,
     teller: &dyn Teller,
 ) -> Result<(), Refused> {
-    let what = format!("cluster {cluster}");
     claim(account, cluster, csr, signed, anchor)?;
+    await_initialized(account, cluster, teller)
+}
+
+/// Waits until a claim that was sent is through.
+pub fn await_initialized(
+    account: &Account,
+    cluster: &str,
+    teller: &dyn Teller,
+) -> Result<(), Refused> {
+    let what = format!("cluster {cluster}");
     account.wait(&format!("{what}: INITIALIZED"), teller, || {
         let seen = describe(account, cluster)?;
         match seen {
@@ -231,4 +260,63 @@ fn send(account: &Account, cluster: &str, signed: &str, anchor: &str) -> Result<
         let request = request.cluster_id(&id).signed_cert(&signed).trust_anchor(&anchor);
         async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
     })
+}
+
+/// Who signs.
+pub enum Source<'a, 'b> {
+    /// The deployment's own CA, made if need be.
+    Own {
+        /// The deployment.
+        name: &'a str,
+        /// Asks for the passphrase of the CA's key.
+        ask: &'a mut AskPassphrase<'b>,
+    },
+    /// Somebody else has.
+    External(Claim),
+}
+
+/// What came of [`certify`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The cluster was claimed before.
+    pub was_claimed: bool,
+    /// Whose root the hardware's certificates were followed to.
+    pub hardware: Checked,
+}
+
+/// From a cluster with its first HSM to an initialized one. The hardware is checked before anything is
+/// signed: afterwards it is too late.
+pub fn certify(
+    account: &Account,
+    seen: &Seen,
+    files: &Files,
+    source: Source<'_, '_>,
+    roots: &Roots,
+    teller: &dyn Teller,
+) -> Result<Certified, Refused> {
+    if seen.state != ClusterState::Uninitialized && !seen.is_lost() {
+        await_initialized(account, &seen.id, teller)?;
+        return Ok(Certified { was_claimed: true, hardware: Checked::default() });
+    }
+    let wrong = |e: CertificateError| {
+        Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id))
+    };
+    let csr = seen.request()?;
+    let hardware = check_hardware(csr, &seen.hardware, roots).map_err(|e| {
+        let text = format!(
+            "cluster {}: its hardware does not prove itself: {e}; nothing was initialized. Check \
+             the root certificates, and do not use this cluster otherwise",
+            seen.id
+        );
+        Refused::here(Class::Tampered, text)
+    })?;
+    let claim = match source {
+        Source::Own { name, ask } => ensure_signed(files, name, csr, ask).map_err(wrong)?,
+        Source::External(claim) => {
+            keep_external(files, csr, &claim).map_err(wrong)?;
+            claim
+        }
+    };
+    ensure_initialized(account, &seen.id, csr, &claim.signed, &claim.anchor, teller)?;
+    Ok(Certified { was_claimed: false, hardware })
 }
