@@ -3,4 +3,6 @@
 #[path = "../support/aws/fake.rs"]
 mod aws;
 
+mod activate;
 mod certificate;
+mod ground;
