@@ -213,6 +213,7 @@ impl Activation<'_> {
             let seen = describe(self.account, self.cluster)?;
             match seen.state {
                 ClusterState::Active => Ok(Ok(())),
+                _ if seen.is_lost() => Err(seen.lost()),
                 state => Ok(Err(state.to_string())),
             }
         })

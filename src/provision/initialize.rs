@@ -1,10 +1,11 @@
 //! Claims a cluster with its certificate, and looks at clusters for that.
 
 use super::account::{Account, Refused};
-use super::certificate::check::{Checked, Hardware, PEM_MAX, Roots, check_hardware};
+use super::certificate::check::{Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of};
 use super::certificate::{
     AskPassphrase, CertificateError, Claim, Files, ensure_signed, keep_external,
 };
+use super::files::read_text;
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -84,12 +85,13 @@ impl Seen {
     }
 
     /// It is beyond waiting for.
-    fn is_lost(&self) -> bool {
+    pub fn is_lost(&self) -> bool {
         use ClusterState::{Degraded, DeleteInProgress, Deleted};
         matches!(self.state, Degraded | DeleteInProgress | Deleted)
     }
 
-    fn lost(&self) -> Refused {
+    /// Says so.
+    pub fn lost(&self) -> Refused {
         let reason = if self.reason.is_empty() { "" } else { ": " };
         let (state, why) = (&self.state, &self.reason);
         let text = format!(
@@ -294,13 +296,14 @@ pub fn certify(
     roots: &Roots,
     teller: &dyn Teller,
 ) -> Result<Certified, Refused> {
-    if seen.state != ClusterState::Uninitialized && !seen.is_lost() {
-        await_initialized(account, &seen.id, teller)?;
-        return Ok(Certified { was_claimed: true, hardware: Checked::default() });
-    }
     let wrong = |e: CertificateError| {
         Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id))
     };
+    if seen.state != ClusterState::Uninitialized && !seen.is_lost() {
+        await_initialized(account, &seen.id, teller)?;
+        check_anchor(seen, files).map_err(wrong)?;
+        return Ok(Certified { was_claimed: true, hardware: Checked::default() });
+    }
     let csr = seen.request()?;
     let hardware = check_hardware(csr, &seen.hardware, roots).map_err(|e| {
         let text = format!(
@@ -319,4 +322,20 @@ pub fn certify(
     };
     ensure_initialized(account, &seen.id, csr, &claim.signed, &claim.anchor, teller)?;
     Ok(Certified { was_claimed: false, hardware })
+}
+
+/// The trust anchor in the directory, if there is one, must be the cluster's: activation and the key
+/// store will be given it.
+fn check_anchor(seen: &Seen, files: &Files) -> Result<(), CertificateError> {
+    let anchor = read_text(&files.anchor())?;
+    match (&seen.certificate, anchor) {
+        (Some(certificate), Some(anchor)) => is_anchor_of(certificate, &anchor).map_err(|e| {
+            let path = files.anchor();
+            CertificateError::Other(format!(
+                "{} is not what it was initialized with: {e}; bring the right one back",
+                path.display()
+            ))
+        }),
+        _ => Ok(()),
+    }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::aws::{Effect, Rule, Spoil, pki};
-use super::ground::{Ground, answered, refused, said, until};
+use super::ground::{Ground, answered, refused, said, until, without_terminal};
 
 #[test]
 fn an_own_ca_claims_the_cluster() {
@@ -16,18 +16,7 @@ fn an_own_ca_claims_the_cluster() {
     let early = refused(&mut ground.certificate(&[]));
     assert!(early.contains("create its first HSM first"), "{early}");
     ground.add_hsm(&id);
-    let terminal = refused(
-        Command::new("setsid")
-            .arg("-w")
-            .args({
-                let bare = ground.provision(&["certificate"]);
-                let words = bare.get_args().map(|word| word.to_owned()).collect::<Vec<_>>();
-                [vec![bare.get_program().to_owned()], words].concat()
-            })
-            .env("AWS_ACCESS_KEY_ID", super::aws::ACCESS_KEY)
-            .env("AWS_SECRET_ACCESS_KEY", super::aws::SECRET_KEY)
-            .current_dir(ground.path("")),
-    );
+    let terminal = refused(&mut without_terminal(&ground.provision(&["certificate"])));
     assert!(terminal.contains("--ca-passphrase-file FILE"), "{terminal}");
     let told = said(&mut ground.certificate(&[]));
     assert!(told.contains("not checked: no root certificate was given"), "{told}");
@@ -45,6 +34,9 @@ fn an_own_ca_claims_the_cluster() {
     }
     let again = answered(&mut ground.certificate(&["--cluster", &id]));
     assert_eq!(again["was_initialized"], true);
+    ground.write("kmsfs-kmsfs/customerCA.crt", &ground.fake.hardware_roots().0);
+    let wrong = refused(&mut ground.certificate(&[]));
+    assert!(wrong.contains("customerCA.crt is not what it was initialized with"), "{wrong}");
     let late = refused(&mut ground.certificate(&["--csr-out", "late.csr"]));
     assert!(late.contains("initialized already"), "{late}");
 }

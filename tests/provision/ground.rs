@@ -53,6 +53,22 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The same command where nobody can be asked.
+pub fn without_terminal(command: &Command) -> Command {
+    let mut detached = Command::new("setsid");
+    detached.arg("-w").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => detached.env(name, value),
+            None => detached.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        detached.current_dir(dir);
+    }
+    detached
+}
+
 impl Ground {
     pub fn new() -> Ground {
         let dir = TempDir::with_prefix("kmsfs-provision-").unwrap();

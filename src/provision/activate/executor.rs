@@ -137,6 +137,7 @@ impl Executor {
                 command.args(&job.arguments);
                 // One's own login is not meant for the others.
                 command.env_remove("CLOUDHSM_ROLE").env_remove("CLOUDHSM_PIN");
+                // The copy that the tool inherits cannot be wiped; it ends with this command.
                 if let Some(mut pin) = job.pin() {
                     let pin = OsString::from_vec(std::mem::take(&mut *pin));
                     command.env("CLOUDHSM_ROLE", "admin").env("CLOUDHSM_PIN", pin);
