@@ -47,7 +47,10 @@ pub fn read_secret(path: &Path) -> Result<Option<SecretBytes>, String> {
     Ok(Some(SecretBytes::new(std::mem::take(&mut *bytes))))
 }
 
-fn read(path: &Path) -> Result<Option<(File, Zeroizing<Vec<u8>>)>, String> {
+/// An open file and what is in it.
+type Content = (File, Zeroizing<Vec<u8>>);
+
+fn read(path: &Path) -> Result<Option<Content>, String> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
