@@ -5,7 +5,11 @@
 //! is interrupted is continued by being run again. Nothing is ever deleted.
 
 pub mod account;
+pub mod activate;
 pub mod advice;
+pub mod certificate;
+pub mod files;
+pub mod initialize;
 pub mod lifecycle;
 
 /// Which deployment a cluster, key store or key belongs to.

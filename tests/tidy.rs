@@ -17,12 +17,13 @@ const LAYERS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that only these top-level modules may name.
-const OWNED_CRATES: [(&str, &[&str]); 22] = [
+const OWNED_CRATES: [(&str, &[&str]); 23] = [
     ("aws_config", &["keys"]),
     ("aws_credential_types", &["keys"]),
     ("aws_sdk_kms", &["keys", "provision"]),
     ("aws_sdk_cloudhsmv2", &["provision"]),
     ("aws_sdk_sts", &["provision"]),
+    ("pkcs8", &["provision"]),
     ("rcgen", &["provision"]),
     ("x509_parser", &["provision"]),
     ("tokio", &["keys"]),

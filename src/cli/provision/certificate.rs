@@ -1,0 +1,227 @@
+//! `kmsfsctl provision certificate`: signs the cluster's request and initializes the cluster.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::account::AccountOptions;
+use super::{ClusterOptions, Notes, refused};
+use crate::cli::exit::{FAILURE, failure};
+use crate::cli::output::Out;
+use crate::cli::secrets;
+use crate::crypto::SecretBytes;
+use crate::keys::keyfile::read_passphrase_file;
+use crate::provision::certificate::check::{Checked, Roots};
+use crate::provision::certificate::{Claim, Files, Passphrase};
+use crate::provision::files;
+use crate::provision::initialize::{Certified, Seen, Source, certify, find};
+
+/// Sign the cluster's request with an own CA, or take what another CA signed, and initialize the
+/// cluster
+///
+/// The own CA is made in the directory at the first run: customerCA.key (encrypted) and
+/// customerCA.crt. Nobody needs the key afterwards, but it proves whose the cluster is: keep it
+/// offline. Keep customerCA.crt at hand: activation and the key store need it.
+#[derive(Args)]
+pub struct CertificateArgs {
+    #[command(flatten)]
+    place: ClusterOptions,
+    /// Read the passphrase of the CA's key from FILE (one newline at its end is dropped)
+    #[arg(long, value_name = "FILE")]
+    ca_passphrase_file: Option<PathBuf>,
+    /// Only write the cluster's signing request to FILE, for another CA
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["signed_cert", "trust_anchor"])]
+    csr_out: Option<PathBuf>,
+    /// The certificate that another CA made from the signing request, PEM
+    #[arg(long, value_name = "FILE", requires = "trust_anchor")]
+    signed_cert: Option<PathBuf>,
+    /// The self-signed certificate of that CA, PEM
+    #[arg(long, value_name = "FILE", requires = "signed_cert")]
+    trust_anchor: Option<PathBuf>,
+    /// Check the hardware's certificate by AWS against this root, PEM; the CloudHSM User Guide says
+    /// where AWS publishes it
+    #[arg(long, value_name = "FILE")]
+    aws_hardware_root: Option<PathBuf>,
+    /// Check the hardware's certificate by its manufacturer against this root, PEM
+    #[arg(long, value_name = "FILE")]
+    manufacturer_root: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+#[derive(Serialize)]
+struct Report {
+    cluster: String,
+    region: String,
+    /// Before this run.
+    was_initialized: bool,
+    initialized: bool,
+    /// Followed to AWS's and to the manufacturer's root.
+    hardware_checked: Checked,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csr: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_anchor: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: &CertificateArgs) -> anyhow::Result<()> {
+    let account = args.account.account()?;
+    let name = &args.account.name;
+    let files = args.place.files(name)?;
+    let roots = args.roots()?;
+    let seen = find(&account, args.place.cluster.as_deref(), name).map_err(refused)?;
+    if let Some(path) = &args.csr_out {
+        return write_request(args, &seen, path, account.region());
+    }
+    let mut ask = |which| args.passphrase(which);
+    let source = match args.external()? {
+        Some(claim) => Source::External(claim),
+        None => Source::Own { name, ask: &mut ask },
+    };
+    let done = certify(&account, &seen, &files, source, &roots, &Notes::default());
+    let done = done.map_err(refused)?;
+    print(args, &seen, account.region(), &files, &done)
+}
+
+impl CertificateArgs {
+    fn roots(&self) -> anyhow::Result<Roots> {
+        let read = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
+        Ok(Roots {
+            aws: read(&self.aws_hardware_root)?,
+            manufacturer: read(&self.manufacturer_root)?,
+        })
+    }
+
+    fn external(&self) -> anyhow::Result<Option<Claim>> {
+        match (&self.signed_cert, &self.trust_anchor) {
+            (Some(signed), Some(anchor)) => {
+                Ok(Some(Claim { signed: read(signed)?, anchor: read(anchor)? }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn passphrase(&self, which: Passphrase) -> Result<SecretBytes, String> {
+        let passphrase = match (&self.ca_passphrase_file, which) {
+            (Some(path), _) => read_passphrase_file(path).map_err(|e| e.to_string())?,
+            (None, Passphrase::New) => {
+                secrets::ask_twice("New passphrase for the key of the certificate authority: ")
+                    .map_err(no_passphrase)?
+            }
+            (None, Passphrase::Existing) => {
+                secrets::ask("Passphrase of customerCA.key: ").map_err(no_passphrase)?
+            }
+        };
+        match passphrase.expose().is_empty() {
+            true => Err("an empty passphrase protects nothing; choose another".to_owned()),
+            false => Ok(passphrase),
+        }
+    }
+}
+
+fn no_passphrase(error: std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "there is no terminal to ask for the passphrase of the CA's key on; use \
+             --ca-passphrase-file FILE"
+                .to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    let text = files::read_text(path).and_then(|text| {
+        text.ok_or_else(|| format!("{} does not exist; check its name", path.display()))
+    });
+    text.map_err(|text| failure(FAILURE, text))
+}
+
+fn write_request(
+    args: &CertificateArgs,
+    seen: &Seen,
+    path: &Path,
+    region: &str,
+) -> anyhow::Result<()> {
+    let csr = seen.request().map_err(refused)?;
+    let there = files::read_text(path).map_err(|text| failure(FAILURE, text))?;
+    if there.as_deref().map(str::trim) != Some(csr.trim()) {
+        let written = files::write_new(path, csr.as_bytes(), files::PUBLIC);
+        written.map_err(|text| failure(FAILURE, text))?;
+    }
+    let report = Report {
+        cluster: seen.id.clone(),
+        region: region.to_owned(),
+        was_initialized: false,
+        initialized: false,
+        hardware_checked: Checked::default(),
+        csr: Some(path.display().to_string()),
+        trust_anchor: None,
+    };
+    let mut out = Out::new();
+    if args.json {
+        out.json(&report)?;
+        return out.finish();
+    }
+    out.fact("signing request", path.display().to_string())?;
+    out.line(
+        "Have a root CA with an RSA key of 2048 or 4096 bits sign it, its subject unchanged. Then run \
+         the same command with --signed-cert FILE and --trust-anchor FILE (the root's own \
+         certificate) instead of --csr-out.",
+    )?;
+    out.finish()
+}
+
+fn print(
+    args: &CertificateArgs,
+    seen: &Seen,
+    region: &str,
+    files: &Files,
+    done: &Certified,
+) -> anyhow::Result<()> {
+    let anchor = files.anchor();
+    let report = Report {
+        cluster: seen.id.clone(),
+        region: region.to_owned(),
+        was_initialized: done.was_claimed,
+        initialized: true,
+        hardware_checked: done.hardware,
+        csr: None,
+        trust_anchor: anchor.exists().then(|| anchor.display().to_string()),
+    };
+    let mut out = Out::new();
+    if args.json {
+        out.json(&report)?;
+        return out.finish();
+    }
+    out.fact("cluster", &report.cluster)?;
+    out.fact("initialized", if done.was_claimed { "before" } else { "now" })?;
+    match &report.trust_anchor {
+        Some(anchor) => out.fact("trust anchor", anchor)?,
+        None => out.fact("trust anchor", format!("not in {}", files.dir().display()))?,
+    }
+    out.fact("hardware", hardware(done))?;
+    if !done.was_claimed && files.ca_key().exists() {
+        let key = files.ca_key();
+        out.line(format!(
+            "{} is needed no more: move it to where it stays offline.",
+            key.display()
+        ))?;
+    }
+    out.finish()
+}
+
+fn hardware(done: &Certified) -> &'static str {
+    match (done.was_claimed, done.hardware.aws, done.hardware.manufacturer) {
+        (true, ..) => "not checked: that is possible only before a cluster is initialized",
+        (_, true, true) => "checked: AWS and the manufacturer vouch for it",
+        (_, true, false) => "AWS vouches for it; not checked against the manufacturer's root",
+        (_, false, true) => "the manufacturer vouches for it; not checked against AWS's root",
+        (_, false, false) => "not checked: no root certificate was given",
+    }
+}

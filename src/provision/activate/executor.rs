@@ -1,0 +1,285 @@
+//! Runs CloudHSM's tools: on this host, or wherever a command of the user's takes them.
+//!
+//! No password is ever an argument. New ones go in on the standard input, where the tool asks for them.
+//! The administrator's, to log in with, is in the tool's environment; since `ssh` and the like do not
+//! pass an environment on, elsewhere a shell reads it from the first line of the standard input.
+
+use crate::crypto::SecretBytes;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::process::{Command, Stdio};
+use zeroize::Zeroizing;
+
+/// What the tools' own complaints mean: a part of the complaint in small letters, what to do.
+const ADVICE: &[(&str, &str)] = &[
+    (
+        "login failed",
+        "the password in the file admin-password is not the administrator's; put the right one there",
+    ),
+    ("incorrect", "a password is wrong; put the right one into its file"),
+    ("already exists", "run the same command again to see what is there"),
+    (
+        "trust anchor",
+        "customerCA.crt is not the certificate the cluster was initialized with; bring that one back",
+    ),
+    ("certificate", "compare customerCA.crt with the certificate the cluster was initialized with"),
+    (
+        "connect",
+        "the host needs the cluster's security group, and TCP 2223 to 2225 to the HSMs' addresses",
+    ),
+    ("not configured", "check that configure-cli runs on the same host and as the same user"),
+    ("permission denied", "run it as a user who may write CloudHSM's configuration, such as root"),
+    ("credentials", "configure-cli asks AWS: give that host credentials for DescribeClusters"),
+];
+
+/// Where the tools are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tools {
+    /// `cloudhsm-cli`.
+    pub cli: String,
+    /// `configure-cli`.
+    pub configure: String,
+}
+
+/// Where the tools run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Executor {
+    /// On this host.
+    Local(Tools),
+    /// Wherever a command line leads.
+    Template {
+        /// A command line for `sh -c`, with `{}` for the one to be run there: one word, quoted.
+        template: String,
+        /// Their paths there.
+        tools: Tools,
+        /// Where the trust anchor is put there.
+        anchor: String,
+    },
+}
+
+/// One run of a tool.
+pub struct Job<'a> {
+    /// Which tool.
+    pub program: &'a str,
+    /// Its arguments.
+    pub arguments: Vec<&'a str>,
+    /// The administrator's password.
+    pub login: Option<&'a SecretBytes>,
+    /// The standard input, in pieces.
+    pub input: Vec<&'a [u8]>,
+}
+
+impl<'a> Job<'a> {
+    /// Without login or input.
+    pub fn new(program: &'a str, arguments: &[&'a str]) -> Self {
+        Self { program, arguments: arguments.to_vec(), login: None, input: vec![] }
+    }
+
+    /// For a shell; with a login this reads it from a line before the rest of the input.
+    fn line(&self) -> String {
+        let words = std::iter::once(&self.program).chain(&self.arguments);
+        let words = words.map(|word| quote(word)).collect::<Vec<_>>().join(" ");
+        match self.login {
+            None => words,
+            Some(_) => {
+                let script = format!(
+                    "IFS= read -r CLOUDHSM_PIN && CLOUDHSM_ROLE=admin && export CLOUDHSM_PIN \
+                     CLOUDHSM_ROLE && exec {words}"
+                );
+                format!("sh -c {}", quote(&script))
+            }
+        }
+    }
+
+    /// `CLOUDHSM_PIN`.
+    fn pin(&self) -> Option<Zeroizing<Vec<u8>>> {
+        self.login.map(|login| Zeroizing::new([b"admin:", login.expose()].concat()))
+    }
+
+    /// Never shows what must not be seen.
+    fn without_secrets(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        let secrets = self.login.map(SecretBytes::expose);
+        for secret in secrets.into_iter().chain(self.input.iter().copied()) {
+            match std::str::from_utf8(secret).map(str::trim) {
+                Ok(secret) if !secret.is_empty() => text = text.replace(secret, "(secret)"),
+                _ => {}
+            }
+        }
+        text
+    }
+}
+
+impl Executor {
+    /// Where the tools are.
+    pub fn tools(&self) -> &Tools {
+        match self {
+            Self::Local(tools) | Self::Template { tools, .. } => tools,
+        }
+    }
+
+    /// Where the trust anchor has to be put, unless the tools can read it where it is.
+    pub fn anchor_path(&self) -> Option<&str> {
+        match self {
+            Self::Local(_) => None,
+            Self::Template { anchor, .. } => Some(anchor),
+        }
+    }
+
+    /// Runs a tool to its end; what it said, or why it failed.
+    pub fn run(&self, job: &Job<'_>) -> Result<String, String> {
+        let mut input = Zeroizing::new(Vec::with_capacity(64 * 1024));
+        let mut command = match self {
+            Self::Local(_) => {
+                let mut command = Command::new(job.program);
+                command.args(&job.arguments);
+                // One's own login is not meant for the others.
+                command.env_remove("CLOUDHSM_ROLE").env_remove("CLOUDHSM_PIN");
+                // The copy that the tool inherits cannot be wiped; it ends with this command.
+                if let Some(mut pin) = job.pin() {
+                    let pin = OsString::from_vec(std::mem::take(&mut *pin));
+                    command.env("CLOUDHSM_ROLE", "admin").env("CLOUDHSM_PIN", pin);
+                }
+                command
+            }
+            Self::Template { template, .. } => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &template.replace("{}", &quote(&job.line()))]);
+                if let Some(pin) = job.pin() {
+                    input.extend_from_slice(&pin);
+                    input.push(b'\n');
+                }
+                command
+            }
+        };
+        job.input.iter().for_each(|piece| input.extend_from_slice(piece));
+        let output = talk(&mut command, &input);
+        let output = output.map_err(|e| format!("cannot be run ({e}); is its path right?"))?;
+        judge(job, &output)
+    }
+}
+
+fn talk(command: &mut Command, input: &[u8]) -> std::io::Result<std::process::Output> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ends without reading says why itself. All of it fits into the pipe.
+        let _ = stdin.write_all(input);
+    }
+    child.wait_with_output()
+}
+
+/// Success is an exit code of 0 and, in what is JSON, an `error_code` of 0.
+fn judge(job: &Job<'_>, output: &std::process::Output) -> Result<String, String> {
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let answer = json(&said);
+    let code = answer.as_ref().and_then(|answer| answer["error_code"].as_i64());
+    if output.status.success() && code.is_none_or(|code| code == 0) {
+        return Ok(said);
+    }
+    let complaint = match answer.filter(|_| code.is_some()) {
+        Some(answer) => {
+            let data = &answer["data"];
+            data.as_str().map_or_else(|| data.to_string(), str::to_owned)
+        }
+        None => last_lines(&String::from_utf8_lossy(&output.stderr), &said),
+    };
+    let complaint = job.without_secrets(&complaint);
+    let small = complaint.to_lowercase();
+    let advice = ADVICE.iter().find(|(part, _)| small.contains(part)).map(|(_, advice)| *advice);
+    let advice = advice.unwrap_or("run it by hand on that host to see more");
+    let status = match code {
+        Some(code) => format!("error_code {code}"),
+        None => output.status.to_string(),
+    };
+    Err(format!("{complaint} ({status}); {advice}"))
+}
+
+/// Enough of what was said to see why.
+fn last_lines(errors: &str, said: &str) -> String {
+    let text = if errors.trim().is_empty() { said } else { errors };
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines[lines.len().saturating_sub(3)..].join(" / ") {
+        nothing if nothing.is_empty() => "it failed and said nothing".to_owned(),
+        text => text,
+    }
+}
+
+/// The JSON in an answer, which prompts may go before.
+pub fn json(text: &str) -> Option<Value> {
+    let (from, until) = (text.find('{')?, text.rfind('}')?);
+    serde_json::from_str(text.get(from..=until)?).ok()
+}
+
+/// A word for a POSIX shell.
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tools() -> Tools {
+        Tools { cli: "cloudhsm-cli".to_owned(), configure: "configure-cli".to_owned() }
+    }
+
+    fn template(template: &str) -> Executor {
+        let (template, anchor) = (template.to_owned(), "anchor".to_owned());
+        Executor::Template { template, tools: tools(), anchor }
+    }
+
+    #[test]
+    fn words_stay_words() {
+        for word in ["plain", "", "two words", "it's", "a\"b$c`d\\e", "{}", "x\ny"] {
+            let job = Job::new("printf", &["%s", word]);
+            for executor in [Executor::Local(tools()), template("sh -c {}"), template("eval {}")] {
+                assert_eq!(executor.run(&job).unwrap(), word, "{executor:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn logins_travel_unseen() {
+        let login = SecretBytes::new(b"pass word".to_vec());
+        let show = "echo \"$CLOUDHSM_ROLE $CLOUDHSM_PIN\"; cat; tr '\\0' ' ' < /proc/$$/cmdline";
+        let job = Job {
+            login: Some(&login),
+            input: vec![b"a\n", b"b\n"],
+            ..Job::new("sh", &["-c", show])
+        };
+        for executor in [Executor::Local(tools()), template("sh -c {}")] {
+            let said = executor.run(&job).unwrap();
+            let rest = said.strip_prefix("admin admin:pass word\na\nb\n").unwrap();
+            assert!(rest.starts_with("sh -c") && !rest.contains("pass word"), "{rest}");
+        }
+        assert!(!job.line().contains("pass word"));
+    }
+
+    #[test]
+    fn failures_say_what_to_do_but_no_secret() {
+        let login = SecretBytes::new(b"sesame-1".to_vec());
+        let fail = |script: &str| {
+            let job = Job {
+                login: Some(&login),
+                input: vec![b"sesame-2", b"\n"],
+                ..Job::new("sh", &["-c", script])
+            };
+            Executor::Local(tools()).run(&job).unwrap_err()
+        };
+        let error = fail("echo 'Enter password: {\"error_code\": 1, \"data\": \"Login failed\"}'");
+        assert!(error.starts_with("Login failed (error_code 1); the password in"), "{error}");
+        let error = fail("read -r a; echo \"$CLOUDHSM_PIN $a\" >&2; exit 9");
+        assert!(error.starts_with("admin:(secret) (secret) (exit status: 9)"), "{error}");
+        let error = fail("exit 1");
+        assert!(error.contains("said nothing"), "{error}");
+        let missing = Executor::Local(tools()).run(&Job::new("/nonexistent/tool", &[]));
+        assert!(missing.unwrap_err().contains("is its path right?"));
+    }
+}

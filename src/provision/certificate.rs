@@ -1,0 +1,174 @@
+//! The certificates a CloudHSM cluster is claimed with: an own CA signs what the cluster's first HSM
+//! asks for, or somebody else's CA has.
+//!
+//! [`ensure_signed`] does all of it in a directory, and goes on where it was interrupted. The checks of
+//! other people's certificates are in [`check`].
+
+mod authority;
+pub mod check;
+mod der;
+
+pub use authority::{Authority, sign};
+
+use super::files::{self, PUBLIC};
+use crate::crypto::SecretBytes;
+use std::path::{Path, PathBuf};
+
+/// What is wrong with a certificate, a signing request or a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// No PEM of the right kind.
+    #[error("{0} cannot be read: it must be one PEM block, and nothing else of that kind")]
+    Unreadable(String),
+    /// Longer than CloudHSM takes.
+    #[error("{0} has more than {max} characters; CloudHSM takes no more", max = check::PEM_MAX)]
+    TooLong(String),
+    /// Not now.
+    #[error("{0} is not valid at this time; check its dates and this host's clock")]
+    OutOfDate(String),
+    /// A trust anchor must be a root.
+    #[error("{0} is not self-signed: it must be the certificate of a root CA")]
+    NotSelfSigned(String),
+    /// A trust anchor must be allowed to sign.
+    #[error("{0} is not marked as a certificate authority (basic constraints, CA:TRUE)")]
+    NotAuthority(String),
+    /// CloudHSM takes two kinds of keys.
+    #[error("{0} needs an RSA key of 2048 or 4096 bits")]
+    KeyKind(String),
+    /// A broken link.
+    #[error("{what} was not signed by {by}")]
+    NotSigned {
+        /// Which certificate.
+        what: String,
+        /// Who should have signed it.
+        by: String,
+    },
+    /// For somebody else's key.
+    #[error("{what} is for another key than {than}")]
+    OtherKey {
+        /// Which certificate.
+        what: String,
+        /// Whose key was expected.
+        than: String,
+    },
+    /// Everything else, as a sentence.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<String> for CertificateError {
+    fn from(sentence: String) -> Self {
+        Self::Other(sentence)
+    }
+}
+
+/// Which passphrase is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passphrase {
+    /// One for a key that is made now.
+    New,
+    /// That of a key that is there.
+    Existing,
+}
+
+/// Gives the passphrase of the CA's key, or says why it cannot.
+pub type AskPassphrase<'a> = dyn FnMut(Passphrase) -> Result<SecretBytes, String> + 'a;
+
+/// Where the files of a deployment lie.
+#[derive(Clone, Debug)]
+pub struct Files {
+    dir: PathBuf,
+}
+
+impl Files {
+    /// In this directory, which need not be there yet.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The CA's private key, encrypted PKCS#8.
+    pub fn ca_key(&self) -> PathBuf {
+        self.dir.join("customerCA.key")
+    }
+
+    /// The CA's certificate: the trust anchor of the cluster and of its key store.
+    pub fn anchor(&self) -> PathBuf {
+        self.dir.join("customerCA.crt")
+    }
+
+    /// The cluster's signing request.
+    pub fn csr(&self) -> PathBuf {
+        self.dir.join("cluster.csr")
+    }
+
+    /// The cluster's certificate.
+    pub fn signed(&self) -> PathBuf {
+        self.dir.join("cluster.crt")
+    }
+}
+
+/// What a cluster is claimed with, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The cluster's certificate.
+    pub signed: String,
+    /// The root it was signed by.
+    pub anchor: String,
+}
+
+/// A certificate for the cluster, by the CA in the directory; whatever is missing is made. A passphrase
+/// is asked for only if something has to be made or signed.
+pub fn ensure_signed(
+    files: &Files,
+    name: &str,
+    csr: &str,
+    ask: &mut AskPassphrase<'_>,
+) -> Result<Claim, CertificateError> {
+    check::Request::parse(csr)?;
+    files::ensure_dir(&files.dir)?;
+    keep_same(&files.csr(), csr, "the signing request of another cluster")?;
+    if let (Some(signed), Some(anchor)) =
+        (files::read_text(&files.signed())?, files::read_text(&files.anchor())?)
+    {
+        check::check_external(csr, &signed, &anchor)?;
+        return Ok(Claim { signed, anchor });
+    }
+    let ca = Authority::ensure(files, name, ask)?;
+    let signed = sign(&ca, csr)?;
+    let claim = Claim { signed, anchor: ca.certificate().to_owned() };
+    // Our own work is checked as a stranger's would be.
+    check::check_external(csr, &claim.signed, &claim.anchor)?;
+    keep_same(&files.signed(), &claim.signed, "another certificate")?;
+    Ok(claim)
+}
+
+/// Keeps what another CA has signed where everything later looks for it.
+pub fn keep_external(files: &Files, csr: &str, claim: &Claim) -> Result<(), CertificateError> {
+    check::check_external(csr, &claim.signed, &claim.anchor)?;
+    files::ensure_dir(&files.dir)?;
+    keep_same(&files.csr(), csr, "the signing request of another cluster")?;
+    keep_same(&files.anchor(), &claim.anchor, "another CA's certificate")?;
+    keep_same(&files.signed(), &claim.signed, "another certificate")?;
+    Ok(())
+}
+
+/// Makes a file, or finds it as it would have been made.
+fn keep_same(path: &Path, text: &str, otherwise: &str) -> Result<(), CertificateError> {
+    match files::read_text(path)? {
+        None => Ok(files::write_new(path, text.as_bytes(), PUBLIC)?),
+        Some(there) if there.trim() == text.trim() => Ok(()),
+        Some(_) => {
+            let path = path.display();
+            let text = format!("{path} is {otherwise}: move it away, or use another directory");
+            Err(CertificateError::Other(text))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+//! The files of a deployment: certificates, the CA's key, passwords. Never overwritten, and either
+//! whole or not there.
+
+use crate::crypto::{SecretBytes, random_array};
+use data_encoding::HEXLOWER;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use zeroize::Zeroizing;
+
+/// Anybody may read it.
+pub const PUBLIC: u32 = 0o644;
+/// Only its owner may.
+pub const SECRET: u32 = 0o600;
+/// Longest file of these that is read.
+const MAX: u64 = 64 * 1024;
+
+/// Makes the directory, for its owner only, unless it is there.
+pub fn ensure_dir(dir: &Path) -> Result<(), String> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let made = made.and_then(|()| sync_parent(dir));
+    made.map_err(|e| format!("directory {} cannot be made: {e}", dir.display()))
+}
+
+/// Text that anybody may know; `None` if there is no such file.
+pub fn read_text(path: &Path) -> Result<Option<String>, String> {
+    let Some((_, bytes)) = read(path)? else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{} is no text", path.display()))?;
+    Ok(Some(text.to_owned()))
+}
+
+/// A secret that nobody else can read or has put there; `None` if there is no such file.
+pub fn read_secret(path: &Path) -> Result<Option<SecretBytes>, String> {
+    let Some((file, mut bytes)) = read(path)? else { return Ok(None) };
+    let meta = file.metadata().map_err(|e| unreadable(path, &e))?;
+    let me = rustix::process::geteuid().as_raw();
+    if meta.mode() & 0o077 != 0 || (meta.uid() != me && meta.uid() != 0) {
+        let path = path.display();
+        return Err(format!(
+            "{path} is not for its owner alone: chown it to yourself, chmod 600 it"
+        ));
+    }
+    Ok(Some(SecretBytes::new(std::mem::take(&mut *bytes))))
+}
+
+/// An open file and what is in it.
+type Content = (File, Zeroizing<Vec<u8>>);
+
+fn read(path: &Path) -> Result<Option<Content>, String> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unreadable(path, &e)),
+    };
+    // Full capacity from the start: a growing vector would leave copies of a secret behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX as usize + 1));
+    let read = (&file).take(MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|e| unreadable(path, &e))?;
+    if bytes.len() as u64 > MAX {
+        return Err(format!(
+            "{} is longer than {MAX} bytes; is it the right file?",
+            path.display()
+        ));
+    }
+    Ok(Some((file, bytes)))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    format!("{} cannot be read: {error}", path.display())
+}
+
+/// Makes a file that survives a crash from here on. What somebody else has put there stays.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), String> {
+    write(path, bytes, mode).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => {
+            format!("{} exists already and is never overwritten", path.display())
+        }
+        _ => format!("{} cannot be made: {e}", path.display()),
+    })
+}
+
+/// Under another name first: a killed program must not leave half a file that the next one trusts.
+fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let random = HEXLOWER.encode(&random_array::<8>());
+    let young = path.with_file_name(format!(".{name}.{random}"));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&young)?;
+    let finish = |file: &mut File| -> io::Result<()> {
+        // The umask may have taken some of it.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::hard_link(&young, path)
+    };
+    let finished = finish(&mut file);
+    let removed = std::fs::remove_file(&young);
+    finished.and(removed)?;
+    sync_parent(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_whole_and_never_overwritten() {
+        let dir = tempfile::TempDir::with_prefix("kmsfs-files-").unwrap();
+        let inner = dir.path().join("a/b");
+        ensure_dir(&inner).unwrap();
+        ensure_dir(&inner).unwrap();
+        let path = inner.join("secret");
+        assert!(read_secret(&path).unwrap().is_none());
+        write_new(&path, b"first", SECRET).unwrap();
+        assert!(write_new(&path, b"second", SECRET).unwrap_err().contains("never overwritten"));
+        assert_eq!(read_secret(&path).unwrap().unwrap().expose(), b"first");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 1);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert!(read_secret(&path).err().unwrap().contains("chmod 600"));
+        assert_eq!(read_text(&path).unwrap().unwrap(), "first");
+    }
+}

@@ -1,0 +1,341 @@
+//! Claims a cluster with its certificate, and looks at clusters for that.
+
+use super::account::{Account, Refused};
+use super::certificate::check::{Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of};
+use super::certificate::{
+    AskPassphrase, CertificateError, Claim, Files, ensure_signed, keep_external,
+};
+use super::files::read_text;
+use super::{TAG_DEPLOYMENT, Teller};
+use crate::keys::aws::classify::Class;
+use crate::keys::aws::fault;
+use aws_sdk_cloudhsmv2::types::{Cluster, ClusterState, HsmState};
+
+/// How often a claim is sent whose answers are lost.
+const ATTEMPTS: u32 = 3;
+
+/// As much of a cluster as claiming and activating it need.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its id.
+    pub id: String,
+    /// What state it is in.
+    pub state: ClusterState,
+    /// Why, if AWS says.
+    pub reason: String,
+    /// Security group of its HSMs.
+    pub security_group: String,
+    /// Addresses of its active HSMs.
+    pub addresses: Vec<String>,
+    /// The signing request of an unclaimed cluster with an HSM.
+    pub csr: Option<String>,
+    /// The certificate a cluster was claimed with.
+    pub certificate: Option<String>,
+    /// What vouches for the hardware.
+    pub hardware: Hardware,
+}
+
+impl Seen {
+    fn of(cluster: Cluster) -> Self {
+        let active = |hsm: &&aws_sdk_cloudhsmv2::types::Hsm| hsm.state == Some(HsmState::Active);
+        let addresses = cluster.hsms().iter().filter(active);
+        let addresses = addresses.filter_map(|hsm| hsm.eni_ip.clone()).collect();
+        let certificates = cluster
+            .certificates
+            .unwrap_or_else(|| aws_sdk_cloudhsmv2::types::Certificates::builder().build());
+        // An absent certificate may be shown as an empty one.
+        let some = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
+        Self {
+            id: cluster.cluster_id.unwrap_or_default(),
+            state: cluster.state.unwrap_or_else(|| ClusterState::from("unknown")),
+            reason: cluster.state_message.unwrap_or_default(),
+            security_group: cluster.security_group.unwrap_or_default(),
+            addresses,
+            csr: some(certificates.cluster_csr),
+            certificate: some(certificates.cluster_certificate),
+            hardware: Hardware {
+                hsm: some(certificates.hsm_certificate),
+                aws: some(certificates.aws_hardware_certificate),
+                manufacturer: some(certificates.manufacturer_hardware_certificate),
+            },
+        }
+    }
+
+    /// Nothing is left to be claimed.
+    pub fn is_claimed(&self) -> bool {
+        use ClusterState::{Active, Initialized};
+        matches!(self.state, Active | Initialized) || self.certificate.is_some()
+    }
+
+    /// The signing request that a cluster has from its first HSM until it is claimed.
+    pub fn request(&self) -> Result<&str, Refused> {
+        if self.is_lost() {
+            return Err(self.lost());
+        }
+        self.csr.as_deref().ok_or_else(|| {
+            let why = match self.is_claimed() {
+                true => "it is initialized already, and has no signing request any more",
+                false => {
+                    "it has no signing request yet; create its first HSM first and wait until that \
+                     is ACTIVE: the HSM makes the request"
+                }
+            };
+            Refused::here(Class::Misconfigured, format!("cluster {}: {why}", self.id))
+        })
+    }
+
+    /// It is beyond waiting for.
+    pub fn is_lost(&self) -> bool {
+        use ClusterState::{Degraded, DeleteInProgress, Deleted};
+        matches!(self.state, Degraded | DeleteInProgress | Deleted)
+    }
+
+    /// Says so.
+    pub fn lost(&self) -> Refused {
+        let reason = if self.reason.is_empty() { "" } else { ": " };
+        let (state, why) = (&self.state, &self.reason);
+        let text = format!(
+            "cluster {}: it is {state}{reason}{why}; look at it in the AWS console",
+            self.id
+        );
+        Refused::here(Class::Misconfigured, text)
+    }
+}
+
+/// The cluster with this id or, without one, the only one of the deployment.
+pub fn find(account: &Account, id: Option<&str>, name: &str) -> Result<Seen, Refused> {
+    if let Some(id) = id {
+        return describe(account, id);
+    }
+    let clusters = list(account, &format!("deployment {name}"), None)?;
+    let of_it = |cluster: &&Cluster| {
+        let gone =
+            matches!(cluster.state, Some(ClusterState::Deleted | ClusterState::DeleteInProgress));
+        let tagged = |tag: &aws_sdk_cloudhsmv2::types::Tag| {
+            tag.key() == TAG_DEPLOYMENT && tag.value() == name
+        };
+        !gone && cluster.tag_list().iter().any(tagged)
+    };
+    let mut found: Vec<Cluster> = clusters.iter().filter(of_it).cloned().collect();
+    match (found.pop(), found.is_empty()) {
+        (Some(only), true) => Ok(Seen::of(only)),
+        (Some(_), false) => Err(Refused::here(
+            Class::Misconfigured,
+            format!("deployment {name}: several clusters have its tag; name one with --cluster"),
+        )),
+        (None, _) => Err(Refused::here(
+            Class::Misconfigured,
+            format!(
+                "deployment {name}: no cluster in {} has the tag {TAG_DEPLOYMENT}={name}; name one \
+                 with --cluster, or make one first",
+                account.region()
+            ),
+        )),
+    }
+}
+
+/// How a cluster is.
+pub fn describe(account: &Account, id: &str) -> Result<Seen, Refused> {
+    let subject = format!("cluster {id}");
+    let found = list(account, &subject, Some(id))?;
+    let cluster = found.into_iter().find(|cluster| cluster.cluster_id.as_deref() == Some(id));
+    cluster.map(Seen::of).ok_or_else(|| {
+        let text = format!("{subject}: there is none in {}; check its id", account.region());
+        Refused::here(Class::Denied, text)
+    })
+}
+
+fn list(account: &Account, subject: &str, id: Option<&str>) -> Result<Vec<Cluster>, Refused> {
+    let id = id.map(str::to_owned);
+    account.ask("DescribeClusters", subject, move |clients| {
+        let id = id.clone();
+        async move {
+            let (mut clusters, mut next) = (Vec::new(), None);
+            loop {
+                let request = clients.cloudhsm.describe_clusters().set_next_token(next);
+                let request = match &id {
+                    Some(id) => request.filters("clusterIds", vec![id.clone()]),
+                    None => request,
+                };
+                let page = request.send().await.map_err(|e| fault(&e))?;
+                clusters.extend(page.clusters.unwrap_or_default());
+                next = page.next_token.filter(|token| !token.is_empty());
+                if next.is_none() {
+                    return Ok(clusters);
+                }
+            }
+        }
+    })
+}
+
+/// Claims the cluster, unless that is done, and waits until it is.
+pub fn ensure_initialized(
+    account: &Account,
+    cluster: &str,
+    csr: &str,
+    signed: &str,
+    anchor: &str,
+    teller: &dyn Teller,
+) -> Result<(), Refused> {
+    claim(account, cluster, csr, signed, anchor)?;
+    await_initialized(account, cluster, teller)
+}
+
+/// Waits until a claim that was sent is through.
+pub fn await_initialized(
+    account: &Account,
+    cluster: &str,
+    teller: &dyn Teller,
+) -> Result<(), Refused> {
+    let what = format!("cluster {cluster}");
+    account.wait(&format!("{what}: INITIALIZED"), teller, || {
+        let seen = describe(account, cluster)?;
+        match seen {
+            seen if seen.is_lost() => Err(seen.lost()),
+            seen if seen.is_claimed() && seen.state != ClusterState::InitializeInProgress => {
+                Ok(Ok(()))
+            }
+            seen => Ok(Err(seen.state.to_string())),
+        }
+    })?;
+    teller.done(&format!("{what}: initialized"));
+    Ok(())
+}
+
+/// Sends the claim if the cluster waits for one. What AWS shows afterwards counts, not the answer: it
+/// may have been lost.
+fn claim(
+    account: &Account,
+    cluster: &str,
+    csr: &str,
+    signed: &str,
+    anchor: &str,
+) -> Result<(), Refused> {
+    let mut left = ATTEMPTS;
+    loop {
+        let seen = describe(account, cluster)?;
+        if seen.is_lost() {
+            return Err(seen.lost());
+        }
+        if seen.state != ClusterState::Uninitialized {
+            return Ok(());
+        }
+        check_request(&seen, csr, signed, anchor)?;
+        left -= 1;
+        match send(account, cluster, signed, anchor) {
+            Ok(()) => return Ok(()),
+            Err(refused) => {
+                let state = describe(account, cluster)?.state;
+                if state != ClusterState::Uninitialized {
+                    return Ok(());
+                }
+                if !refused.may_have_worked() || left == 0 {
+                    return Err(refused);
+                }
+            }
+        }
+    }
+}
+
+/// A certificate for another request would be refused by AWS, in fewer words.
+fn check_request(seen: &Seen, csr: &str, signed: &str, anchor: &str) -> Result<(), Refused> {
+    let same = |own: &String| own.trim() == csr.trim();
+    if !seen.csr.as_ref().is_some_and(same) {
+        let text = format!(
+            "cluster {}: the certificate is for another signing request than the cluster's; get \
+             the present one with --csr-out",
+            seen.id
+        );
+        return Err(Refused::here(Class::Misconfigured, text));
+    }
+    if signed.len() > PEM_MAX || anchor.len() > PEM_MAX {
+        let text = format!("cluster {}: a certificate has more than {PEM_MAX} bytes", seen.id);
+        return Err(Refused::here(Class::Misconfigured, text));
+    }
+    Ok(())
+}
+
+fn send(account: &Account, cluster: &str, signed: &str, anchor: &str) -> Result<(), Refused> {
+    let [id, signed, anchor] = [cluster, signed, anchor].map(str::to_owned);
+    account.make("InitializeCluster", &format!("cluster {cluster}"), move |clients| {
+        let request = clients.cloudhsm.initialize_cluster();
+        let request = request.cluster_id(&id).signed_cert(&signed).trust_anchor(&anchor);
+        async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
+    })
+}
+
+/// Who signs.
+pub enum Source<'a, 'b> {
+    /// The deployment's own CA, made if need be.
+    Own {
+        /// The deployment.
+        name: &'a str,
+        /// Asks for the passphrase of the CA's key.
+        ask: &'a mut AskPassphrase<'b>,
+    },
+    /// Somebody else has.
+    External(Claim),
+}
+
+/// What came of [`certify`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The cluster was claimed before.
+    pub was_claimed: bool,
+    /// Whose root the hardware's certificates were followed to.
+    pub hardware: Checked,
+}
+
+/// From a cluster with its first HSM to an initialized one. The hardware is checked before anything is
+/// signed: afterwards it is too late.
+pub fn certify(
+    account: &Account,
+    seen: &Seen,
+    files: &Files,
+    source: Source<'_, '_>,
+    roots: &Roots,
+    teller: &dyn Teller,
+) -> Result<Certified, Refused> {
+    let wrong = |e: CertificateError| {
+        Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id))
+    };
+    if seen.state != ClusterState::Uninitialized && !seen.is_lost() {
+        await_initialized(account, &seen.id, teller)?;
+        check_anchor(seen, files).map_err(wrong)?;
+        return Ok(Certified { was_claimed: true, hardware: Checked::default() });
+    }
+    let csr = seen.request()?;
+    let hardware = check_hardware(csr, &seen.hardware, roots).map_err(|e| {
+        let text = format!(
+            "cluster {}: its hardware does not prove itself: {e}; nothing was initialized. Check \
+             the root certificates, and do not use this cluster otherwise",
+            seen.id
+        );
+        Refused::here(Class::Tampered, text)
+    })?;
+    let claim = match source {
+        Source::Own { name, ask } => ensure_signed(files, name, csr, ask).map_err(wrong)?,
+        Source::External(claim) => {
+            keep_external(files, csr, &claim).map_err(wrong)?;
+            claim
+        }
+    };
+    ensure_initialized(account, &seen.id, csr, &claim.signed, &claim.anchor, teller)?;
+    Ok(Certified { was_claimed: false, hardware })
+}
+
+/// The trust anchor in the directory, if there is one, must be the cluster's: activation and the key
+/// store will be given it.
+fn check_anchor(seen: &Seen, files: &Files) -> Result<(), CertificateError> {
+    let anchor = read_text(&files.anchor())?;
+    match (&seen.certificate, anchor) {
+        (Some(certificate), Some(anchor)) => is_anchor_of(certificate, &anchor).map_err(|e| {
+            let path = files.anchor();
+            CertificateError::Other(format!(
+                "{} is not what it was initialized with: {e}; bring the right one back",
+                path.display()
+            ))
+        }),
+        _ => Ok(()),
+    }
+}

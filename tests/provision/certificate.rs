@@ -1,0 +1,152 @@
+//! From a cluster with an HSM to an initialized one.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use super::aws::{Effect, Rule, Spoil, pki};
+use super::ground::{Ground, answered, refused, said, until, without_terminal};
+
+#[test]
+fn an_own_ca_claims_the_cluster() {
+    let ground = Ground::new();
+    let none = refused(&mut ground.certificate(&[]));
+    assert!(none.contains("no cluster in us-east-1 has the tag kmsfs:deployment=kmsfs"), "{none}");
+    let id = ground.empty_cluster();
+    let early = refused(&mut ground.certificate(&[]));
+    assert!(early.contains("create its first HSM first"), "{early}");
+    ground.add_hsm(&id);
+    let terminal = refused(&mut without_terminal(&ground.provision(&["certificate"])));
+    assert!(terminal.contains("--ca-passphrase-file FILE"), "{terminal}");
+    let told = said(&mut ground.certificate(&[]));
+    assert!(told.contains("not checked: no root certificate was given"), "{told}");
+    assert!(told.contains("customerCA.key is needed no more"), "{told}");
+    assert_eq!(ground.state(&id), "INITIALIZED");
+    assert_eq!(ground.shown(&id)["TrustAnchor"], ground.read("kmsfs-kmsfs/customerCA.crt"));
+    for (name, mode) in [
+        ("customerCA.key", 0o600),
+        ("customerCA.crt", 0o644),
+        ("cluster.csr", 0o644),
+        ("cluster.crt", 0o644),
+    ] {
+        let meta = ground.path("kmsfs-kmsfs").join(name).metadata().unwrap();
+        assert_eq!(meta.permissions().mode() & 0o7777, mode, "{name}");
+    }
+    let again = answered(&mut ground.certificate(&["--cluster", &id]));
+    assert_eq!(again["was_initialized"], true);
+    ground.write("kmsfs-kmsfs/customerCA.crt", &ground.fake.hardware_roots().0);
+    let wrong = refused(&mut ground.certificate(&[]));
+    assert!(wrong.contains("customerCA.crt is not what it was initialized with"), "{wrong}");
+    let late = refused(&mut ground.certificate(&["--csr-out", "late.csr"]));
+    assert!(late.contains("initialized already"), "{late}");
+}
+
+#[test]
+fn openssl_reads_what_is_made() {
+    let ground = Ground::new();
+    ground.young_cluster();
+    said(&mut ground.certificate(&[]));
+    let openssl = |arguments: &[&str]| {
+        let output = Command::new("openssl")
+            .args(arguments)
+            .current_dir(ground.path("kmsfs-kmsfs"))
+            .output();
+        // A machine without it has nothing to compare with.
+        output.ok().map(|output| {
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+    };
+    let key = ["pkey", "-in", "customerCA.key", "-passin", "file:../passphrase", "-noout", "-text"];
+    if let Some(text) = openssl(&key) {
+        assert!(text.contains("4096 bit"), "{text}");
+        let verified =
+            openssl(&["verify", "-x509_strict", "-CAfile", "customerCA.crt", "customerCA.crt"]);
+        assert!(verified.unwrap().contains("OK"));
+        assert!(
+            openssl(&["verify", "-CAfile", "customerCA.crt", "cluster.crt"])
+                .unwrap()
+                .contains("OK")
+        );
+        let subject = |kind, file| openssl(&[kind, "-in", file, "-noout", "-subject"]).unwrap();
+        assert_eq!(subject("x509", "cluster.crt"), subject("req", "cluster.csr"));
+    }
+}
+
+#[test]
+fn another_ca_may_sign() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    let told = said(&mut ground.certificate(&["--csr-out", "request.csr"]));
+    assert!(told.contains("--signed-cert FILE and --trust-anchor FILE"), "{told}");
+    said(&mut ground.certificate(&["--csr-out", "request.csr"]));
+    let csr = ground.read("request.csr");
+    assert_eq!(ground.shown(&id)["Certificates"]["ClusterCsr"], csr);
+    let (anchor, signed) = pki::sign_as_customer(&csr);
+    let (stranger, _) = ground.fake.hardware_roots();
+    let anchor = ground.write("root.crt", &anchor);
+    let signed = ground.write("signed.crt", &signed);
+    let stranger = ground.write("stranger.crt", &stranger);
+    let claim = |signed: &str, anchor: &str| {
+        ground.certificate(&["--signed-cert", signed, "--trust-anchor", anchor])
+    };
+    let error = refused(&mut claim(&signed, &stranger));
+    assert!(error.contains("the signed certificate was not signed by the trust anchor"), "{error}");
+    let error = refused(&mut claim(&anchor, &anchor));
+    assert!(error.contains("is for another key than the cluster's signing request"), "{error}");
+    let error = refused(&mut claim("missing.crt", &anchor));
+    assert!(error.contains("does not exist"), "{error}");
+    assert_eq!(ground.state(&id), "UNINITIALIZED");
+    assert!(!ground.path("kmsfs-kmsfs").exists());
+    let told = said(&mut claim(&signed, &anchor));
+    assert!(!told.contains("customerCA.key"), "{told}");
+    assert_eq!(ground.state(&id), "INITIALIZED");
+    assert_eq!(ground.read("kmsfs-kmsfs/customerCA.crt"), ground.read("root.crt"));
+}
+
+#[test]
+fn spoilt_hardware_is_refused_in_time() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    let (aws, manufacturer) = ground.fake.hardware_roots();
+    let (aws, manufacturer) =
+        (ground.write("aws.crt", &aws), ground.write("maker.crt", &manufacturer));
+    let roots = ["--aws-hardware-root", &aws, "--manufacturer-root", &manufacturer];
+    for (spoil, why) in [
+        (Spoil::Aws, "AWS's certificate of the hardware was not signed by AWS's root"),
+        (Spoil::Manufacturer, "was not signed by the manufacturer's root"),
+        (Spoil::Hsm, "the HSM's certificate was not signed by"),
+        (Spoil::Key, "the HSM's certificate is for another key"),
+    ] {
+        ground.fake.spoil_certificates(Some(spoil));
+        let error = refused(&mut ground.certificate(&roots));
+        assert!(error.contains(why) && error.contains("nothing was initialized"), "{error}");
+        assert_eq!(ground.state(&id), "UNINITIALIZED");
+    }
+    assert!(!ground.path("kmsfs-kmsfs").exists());
+    ground.fake.spoil_certificates(None);
+    let report = answered(&mut ground.certificate(&roots));
+    assert_eq!(report["hardware_checked"]["aws"], true);
+    assert_eq!(report["hardware_checked"]["manufacturer"], true);
+    assert_eq!(ground.state(&id), "INITIALIZED");
+}
+
+#[test]
+fn lost_answers_and_killed_programs_do_not_matter() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    ground.fake.fault(Rule::new(Effect::Drop).on("InitializeCluster").times(1));
+    said(&mut ground.certificate(&[]));
+    assert_eq!(ground.state(&id), "INITIALIZED");
+
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    ground.fake.fault(Rule::new(Effect::internal()).on("InitializeCluster").times(2));
+    ground.fake.set_cluster_times(Duration::from_millis(1500), Duration::ZERO);
+    let mut killed = ground.certificate(&[]).spawn().unwrap();
+    until("the claim", || ground.state(&id) == "INITIALIZE_IN_PROGRESS");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    said(&mut ground.certificate(&[]));
+    assert_eq!(ground.state(&id), "INITIALIZED");
+}

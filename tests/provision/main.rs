@@ -1,0 +1,8 @@
+//! `kmsfsctl provision` against a fake of AWS.
+
+#[path = "../support/aws/fake.rs"]
+mod aws;
+
+mod activate;
+mod certificate;
+mod ground;
