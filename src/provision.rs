@@ -6,6 +6,10 @@
 
 pub mod account;
 pub mod advice;
+pub mod cluster;
+pub mod connection;
+pub mod key_store;
+pub mod once;
 
 /// Which deployment a cluster, key store or key belongs to.
 pub const TAG_DEPLOYMENT: &str = "kmsfs:deployment";
