@@ -10,6 +10,9 @@ pub mod cluster;
 pub mod connection;
 pub mod key_store;
 pub mod once;
+pub mod plan;
+pub mod survey;
+pub mod teardown;
 
 /// Which deployment a cluster, key store or key belongs to.
 pub const TAG_DEPLOYMENT: &str = "kmsfs:deployment";

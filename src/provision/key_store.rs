@@ -311,7 +311,7 @@ pub fn ensure_connected(
     mend: bool,
     teller: &dyn Teller,
 ) -> Result<StoreFacts, Refused> {
-    let mut tries = 0;
+    let (mut tries, mut told) = (0, false);
     loop {
         let store = settled(account, id, teller)?;
         match &store.connection[..] {
@@ -321,11 +321,11 @@ pub fn ensure_connected(
             }
             "FAILED" => {
                 let code = store.error.clone().unwrap_or_default();
-                if !mend || !helps(&code, tries) {
+                if !mend || !helps(&code, tries, told) {
                     return Err(Refused::here(Class::Misconfigured, sentence(&store.name, &code)));
                 }
                 disconnect(account, id, teller)?;
-                remedy(account, &store, &code, backing, teller)?;
+                told |= remedy(account, &store, &code, backing, teller)?;
             }
             _ => {}
         }
@@ -336,24 +336,26 @@ pub fn ensure_connected(
 }
 
 /// Whether mending may help. The first time it always may: what was wrong may have been put right
-/// since, and a store that failed needs more than a connection. Told its secret once, it has it.
-fn helps(code: &str, tries: u32) -> bool {
+/// since, and a store that failed needs more than a connection.
+fn helps(code: &str, tries: u32, told: bool) -> bool {
     match connection_advice(code).map(|advice| advice.remedy) {
         Some(Remedy::Patience) => tries < TRIES,
-        // The password may have been wrong in KMS since before this started.
-        Some(Remedy::Secret) => tries < 2,
+        // Told once, KMS knows the secret that there is.
+        Some(Remedy::Secret) => !told,
         _ => tries == 0,
     }
 }
 
+/// What can be done from here; whether that was to tell the secret.
 fn remedy(
     account: &Account,
     store: &StoreFacts,
     code: &str,
     backing: &Backing,
     teller: &dyn Teller,
-) -> Result<(), Refused> {
-    match connection_advice(code).map(|advice| advice.remedy) {
+) -> Result<bool, Refused> {
+    let remedy = connection_advice(code).map(|advice| advice.remedy);
+    match remedy {
         Some(Remedy::Secret) => {
             renew_secret(account, &store.id, backing)?;
             teller.done(&format!("KMS is told the secret of key store {} anew", store.name));
@@ -365,7 +367,7 @@ fn remedy(
         }
         _ => {}
     }
-    Ok(())
+    Ok(remedy == Some(Remedy::Secret))
 }
 
 /// Waits until it is neither connecting nor disconnecting.
@@ -470,11 +472,12 @@ mod tests {
 
     #[test]
     fn mending_ends() {
-        assert!(helps("NETWORK_ERRORS", 0) && helps("INTERNAL_ERROR", TRIES - 1));
-        assert!(!helps("NETWORK_ERRORS", TRIES));
-        assert!(helps("USER_LOCKED_OUT", 1) && !helps("INVALID_CREDENTIALS", 2));
-        assert!(helps("CLUSTER_NOT_FOUND", 0) && !helps("CLUSTER_NOT_FOUND", 1));
-        assert!(helps("SOMETHING_NEW", 0) && !helps("SOMETHING_NEW", 1));
+        assert!(helps("NETWORK_ERRORS", 0, false) && helps("INTERNAL_ERROR", TRIES - 1, true));
+        assert!(!helps("NETWORK_ERRORS", TRIES, false));
+        assert!(helps("USER_LOCKED_OUT", 1, false) && !helps("INVALID_CREDENTIALS", 1, true));
+        for code in ["CLUSTER_NOT_FOUND", "SOMETHING_NEW"] {
+            assert!(helps(code, 0, false) && !helps(code, 1, false));
+        }
     }
 
     #[test]
