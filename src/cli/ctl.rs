@@ -17,6 +17,8 @@ use super::info::InfoArgs;
 use super::init::InitArgs;
 use super::key::KeyArgs;
 use super::mounted::{StatusArgs, SyncArgs, UmountArgs};
+#[cfg(feature = "aws")]
+use super::provision::{self, ProvisionArgs};
 use super::recover::RecoverArgs;
 use super::verify::VerifyArgs;
 use super::{cat, doctor, estimate, export, info, init, key, mounted, recover, verify};
@@ -41,6 +43,8 @@ enum Command {
     Cat(CatArgs),
     Export(ExportArgs),
     Key(KeyArgs),
+    #[cfg(feature = "aws")]
+    Provision(ProvisionArgs),
     Doctor(DoctorArgs),
     Estimate(EstimateArgs),
 }
@@ -73,6 +77,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cat(args) => cat::run(args),
         Command::Export(args) => export::run(args),
         Command::Key(args) => key::run(args),
+        #[cfg(feature = "aws")]
+        Command::Provision(args) => provision::run(&args),
         Command::Doctor(args) => doctor::run(args),
         Command::Estimate(args) => estimate::run(args),
     }

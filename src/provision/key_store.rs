@@ -49,6 +49,16 @@ pub enum Backing {
     External(Proxy),
 }
 
+impl Backing {
+    /// The cluster, if it is one.
+    pub fn cluster(&self) -> Option<&str> {
+        match self {
+            Self::CloudHsm { cluster, .. } => Some(cluster),
+            Self::External(_) => None,
+        }
+    }
+}
+
 /// The proxy of an external key manager.
 #[derive(Clone)]
 pub struct Proxy {
@@ -120,22 +130,19 @@ impl StoreFacts {
         self.connection == "CONNECTED"
     }
 
-    /// Refuses a store that has something else behind it.
-    fn require(&self, backing: &Backing) -> Result<(), Refused> {
-        let (wanted, cluster) = match backing {
-            Backing::CloudHsm { cluster, .. } => ("AWS_CLOUDHSM", Some(cluster)),
-            Backing::External(_) => ("EXTERNAL_KEY_STORE", None),
-        };
+    /// Refuses a store that has something else behind it than this cluster, or an external key manager.
+    pub fn require(&self, cluster: Option<&str>) -> Result<(), Refused> {
+        let wanted = if cluster.is_some() { "AWS_CLOUDHSM" } else { "EXTERNAL_KEY_STORE" };
         let text = if self.kind != wanted {
             format!("key store {} ({}) is of type {}, not {wanted}", self.name, self.id, self.kind)
-        } else if self.cluster.as_ref() != cluster {
+        } else if self.cluster.as_deref() != cluster {
             format!(
                 "key store {} ({}) belongs to {}, not to {}; name the cluster with --cluster, or \
                  another store with --store",
                 self.name,
                 self.id,
                 self.cluster.as_deref().unwrap_or("no cluster"),
-                cluster.map_or("none", String::as_str),
+                cluster.unwrap_or("none"),
             )
         } else {
             return Ok(());
@@ -218,7 +225,7 @@ pub fn ensure_store(
         None => by_name()?,
     };
     if let Some(store) = found {
-        store.require(&wish.backing)?;
+        store.require(wish.backing.cluster())?;
         teller.done(&format!("key store {} ({}) is there", store.name, store.id));
         return Ok(store);
     }
@@ -227,7 +234,7 @@ pub fn ensure_store(
     }
     let made = once(account, || create(account, wish).map(Some), || Ok(by_name()?.map(|_| None)))?;
     let store = appear(account, made.as_deref(), &wish.name, teller)?;
-    store.require(&wish.backing)?;
+    store.require(wish.backing.cluster())?;
     teller.done(&format!("key store {} ({}) is made", store.name, store.id));
     Ok(store)
 }
@@ -302,13 +309,15 @@ fn credential(proxy: &Proxy) -> Result<XksProxyAuthenticationCredentialType, Fau
         .map_err(|error| Fault::new(Class::Misconfigured, error.to_string()))
 }
 
-/// Connects it, whatever state it is in. With `mend` what fails is disconnected, told its secret anew
-/// if that is the cause, and connected again; without, a failure is said and left as it is.
+/// Gives what is behind a store, secret included; asked only if KMS has to be told the secret anew.
+pub type Secrets<'a> = &'a dyn Fn() -> Result<Backing, Refused>;
+
+/// Connects it, whatever state it is in. To mend, what fails is disconnected, told its secret anew if
+/// that is the cause, and connected again; without `mend`, a failure is said and left as it is.
 pub fn ensure_connected(
     account: &Account,
     id: &str,
-    backing: &Backing,
-    mend: bool,
+    mend: Option<Secrets<'_>>,
     teller: &dyn Teller,
 ) -> Result<StoreFacts, Refused> {
     let (mut tries, mut told) = (0, false);
@@ -321,11 +330,10 @@ pub fn ensure_connected(
             }
             "FAILED" => {
                 let code = store.error.clone().unwrap_or_default();
-                if !mend || !helps(&code, tries, told) {
+                let Some(secrets) = mend.filter(|_| helps(&code, tries, told)) else {
                     return Err(Refused::here(Class::Misconfigured, sentence(&store.name, &code)));
-                }
-                disconnect(account, id, teller)?;
-                told |= remedy(account, &store, &code, backing, teller)?;
+                };
+                told |= put_right(account, &store, &code, secrets, teller)?;
             }
             _ => {}
         }
@@ -346,28 +354,30 @@ fn helps(code: &str, tries: u32, told: bool) -> bool {
     }
 }
 
-/// What can be done from here; whether that was to tell the secret.
-fn remedy(
+/// Disconnects a store that failed and does what can be done from here; whether that was to tell the
+/// secret.
+fn put_right(
     account: &Account,
     store: &StoreFacts,
     code: &str,
-    backing: &Backing,
+    secrets: Secrets<'_>,
     teller: &dyn Teller,
 ) -> Result<bool, Refused> {
     let remedy = connection_advice(code).map(|advice| advice.remedy);
-    match remedy {
-        Some(Remedy::Secret) => {
-            renew_secret(account, &store.id, backing)?;
-            teller.done(&format!("KMS is told the secret of key store {} anew", store.name));
-        }
-        Some(Remedy::Patience) => {
-            let pause = (account.pace.poll * PAUSE_POLLS).min(account.pace.patience);
-            teller.waiting(&format!("key store {}", store.name), &format!("pausing after {code}"));
-            std::thread::sleep(pause);
-        }
-        _ => {}
+    let told = remedy == Some(Remedy::Secret);
+    // Had before anything is changed.
+    let backing = if told { Some(secrets()?) } else { None };
+    disconnect(account, &store.id, teller)?;
+    if let Some(backing) = &backing {
+        renew_secret(account, &store.id, backing)?;
+        teller.done(&format!("KMS is told the secret of key store {} anew", store.name));
     }
-    Ok(remedy == Some(Remedy::Secret))
+    if remedy == Some(Remedy::Patience) {
+        let pause = (account.pace.poll * PAUSE_POLLS).min(account.pace.patience);
+        teller.waiting(&format!("key store {}", store.name), &format!("pausing after {code}"));
+        std::thread::sleep(pause);
+    }
+    Ok(told)
 }
 
 /// Waits until it is neither connecting nor disconnecting.

@@ -86,8 +86,8 @@ fn warnings(keys: &Keys) -> Vec<String> {
         "Keys of a CloudHSM cluster live on in its backups only. When the last backup has expired they \
          are gone, whatever else was kept."
             .to_owned(),
-        "Delete HSMs last: without them KMS cannot delete the keys in them, and a deletion that was a \
-         mistake can no longer be cancelled to any use."
+        "Delete the HSMs last: without them KMS cannot delete the keys that lie in them, and a key whose \
+         deletion is cancelled could not be used."
             .to_owned(),
     ];
     match keys {
