@@ -385,8 +385,9 @@ mod tests {
 
     #[test]
     fn what_may_not_be_seen_is_unknown() {
-        let no = || Err("denied".to_owned());
-        let steps = steps(Survey { caller: no(), cluster: no(), store: no(), key: no() });
+        let no = "denied".to_owned();
+        let (cluster, store) = (Err(no.clone()), Err(no.clone()));
+        let steps = steps(Survey { caller: Err(no.clone()), cluster, store, key: Err(no) });
         let seen: Vec<_> = steps.iter().filter(|step| step.state != State::Unknown).collect();
         // The certificate would lie on this machine.
         assert_eq!(seen.len(), 1);
