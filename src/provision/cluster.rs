@@ -514,3 +514,82 @@ fn vanished(cluster: &ClusterFacts) -> Refused {
     );
     Refused::here(Class::Misconfigured, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cluster with subnets and HSMs in these zones.
+    fn cluster(zones: &[&str], hsms: &[&str]) -> ClusterFacts {
+        let hsm = |zone: &&str| HsmFacts {
+            id: format!("hsm-{zone}"),
+            zone: (*zone).to_owned(),
+            state: "ACTIVE".to_owned(),
+            state_message: None,
+            ip: None,
+        };
+        ClusterFacts {
+            id: "cluster-a".to_owned(),
+            state: "ACTIVE".to_owned(),
+            state_message: None,
+            vpc: "vpc-a".to_owned(),
+            security_group: None,
+            zones: zones
+                .iter()
+                .map(|zone| ((*zone).to_owned(), format!("subnet-{zone}")))
+                .collect(),
+            hsms: hsms.iter().map(hsm).collect(),
+            csr: None,
+            certificates: Certificates::default(),
+            created: None,
+            deployment: None,
+        }
+    }
+
+    #[test]
+    fn the_second_hsm_goes_into_another_zone() {
+        assert_eq!(free_zone(&cluster(&["a", "b"], &[]), 1).as_deref(), Ok("a"));
+        assert_eq!(free_zone(&cluster(&["a", "b"], &["a"]), 2).as_deref(), Ok("b"));
+        assert_eq!(free_zone(&cluster(&["a", "b"], &["b", "b"]), 2).as_deref(), Ok("a"));
+        let refused = free_zone(&cluster(&["a"], &["a"]), 2).unwrap_err();
+        assert!(refused.sentence.contains("subnets in a only"), "{refused}");
+    }
+
+    #[test]
+    fn what_aws_says_of_a_cluster_is_passed_on() {
+        let mut sick = cluster(&["a", "b"], &["a"]);
+        sick.state_message = Some("one HSM is unreachable".to_owned());
+        assert!(sick.require_healthy().is_ok());
+        for state in ["DEGRADED", "DELETE_IN_PROGRESS", "DELETED"] {
+            sick.state = state.to_owned();
+            let refused = sick.require_healthy().unwrap_err();
+            assert!(refused.sentence.contains("(one HSM is unreachable)"), "{refused}");
+        }
+        let mut hsm = sick.hsms.remove(0);
+        hsm.state_message = Some("tampered with".to_owned());
+        assert!(degraded("cluster-a", &hsm).sentence.contains("(tampered with)"));
+    }
+
+    #[test]
+    fn wishes_are_checked_before_anything_is_made() {
+        let wish = |subnets: &[&str], retention_days: u16, tag: &str| ClusterWish {
+            name: "n".to_owned(),
+            subnets: subnets.iter().map(|id| (*id).to_owned()).collect(),
+            retention_days,
+            tags: vec![(tag.to_owned(), String::new())],
+            id: None,
+        };
+        assert!(wish(&["a", "b"], 7, "t").check().is_ok());
+        assert!(wish(&["a", "b"], 379, "t").check().is_ok());
+        for bad in [
+            wish(&[], 90, "t"),
+            wish(&["a", "a"], 90, "t"),
+            wish(&["a", "b"], 6, "t"),
+            wish(&["a", "b"], 380, "t"),
+            wish(&["a", "b"], 90, TAG_DEPLOYMENT),
+            wish(&["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"], 90, "t"),
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}

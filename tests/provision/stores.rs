@@ -7,10 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kmsfs::keys::aws::classify::Class;
-use kmsfs::provision::account::{Account, Pace, Places};
-use kmsfs::provision::cluster::{ClusterWish, ensure_cluster, ensure_hsm};
+use kmsfs::provision::advice;
 use kmsfs::provision::connection::{CONNECTION_ADVICE, sentence};
-use kmsfs::provision::{Silent, advice};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -82,6 +80,7 @@ impl Bed {
             .arg("provision")
             .args(arguments.split_whitespace())
             .args(["--region", self.fake.region(), "--poll", "20ms", "--patience", "30s"])
+            .args(["--settling", "200ms"])
             .args(["--kms-endpoint", &place, "--cloudhsm-endpoint", &place])
             .args(["--sts-endpoint", &place]);
         command
@@ -106,17 +105,6 @@ impl Bed {
         assert_eq!(output.status.code(), Some(1), "{arguments}: {}", text(&output));
         assert!(output.stdout.is_empty());
         String::from_utf8(output.stderr).unwrap()
-    }
-
-    /// The library's account, which does not wait long for what may not come.
-    fn account(&self) -> Account {
-        let place = self.fake.endpoint();
-        let mut places = Places::default();
-        places.kms.endpoints = vec![place.parse().unwrap()];
-        (places.cloudhsm, places.sts) = (place.parse().ok(), place.parse().ok());
-        let settling = Duration::from_millis(200);
-        let (poll, patience) = (Duration::from_millis(20), Duration::from_secs(20));
-        Account::new(self.fake.region(), places, Pace { poll, patience, settling })
     }
 
     fn disconnect(&self, store: &str) {
@@ -151,16 +139,6 @@ fn subnets(numbers: &[usize]) -> String {
 
 fn cluster() -> String {
     format!("cluster{}", subnets(&[1, 2]))
-}
-
-fn wish(subnets: &[usize]) -> ClusterWish {
-    ClusterWish {
-        name: "kmsfs".to_owned(),
-        subnets: subnets.iter().map(|number| format!("subnet-0a{number:015x}")).collect(),
-        retention_days: 90,
-        tags: Vec::new(),
-        id: None,
-    }
 }
 
 #[test]
@@ -278,19 +256,28 @@ fn a_lost_answer_makes_nothing_twice() {
 
 #[test]
 fn what_was_not_made_is_made_at_the_second_try() {
-    let bed = Bed::new();
-    let account = bed.account();
+    let (bed, _) = Bed::ready();
+    let cluster = format!("{} --name other", cluster());
     for operation in ["CreateCluster", "CreateHsm"] {
         bed.fake.fault(Rule::new(Effect::Reset).on(operation).times(1));
     }
-    let made = ensure_cluster(&account, &wish(&[1, 2]), &Silent).unwrap();
-    ensure_hsm(&account, &made.id, 1, &Silent).unwrap();
-    assert_eq!((bed.fake.counts().clusters, bed.fake.counts().hsms), (1, 1));
+    bed.fake.fault(Rule::new(Effect::internal()).on("CreateCustomKeyStore").times(1));
+    bed.made(&cluster);
+    bed.made("key-store");
+    let counts = bed.fake.counts();
+    assert_eq!((counts.clusters, counts.hsms, counts.stores), (2, 3, 1));
     // Nor is tried for ever.
-    bed.fake.fault(Rule::new(Effect::Reset).on("CreateHsm"));
+    let rule = bed.fake.fault(Rule::new(Effect::Reset).on("CreateHsm"));
     bed.fake.reset_counters();
-    assert!(ensure_hsm(&account, &made.id, 2, &Silent).unwrap_err().may_have_worked());
-    assert_eq!((bed.fake.calls("CreateHsm"), bed.fake.counts().hsms), (2, 1));
+    let said = bed.refused(&format!("{cluster} --hsms 2"));
+    assert!(said.contains("it goes on where it stopped"), "{said}");
+    assert_eq!((bed.fake.calls("CreateHsm"), bed.fake.counts().hsms), (2, 3));
+    bed.fake.clear_fault(rule);
+    let error = Effect::Error(Fault::server(500, "CloudHsmInternalFailureException"));
+    bed.fake.fault(Rule::new(error).on("CreateHsm").times(2));
+    let said = bed.refused(&format!("{cluster} --hsms 2"));
+    let code = "CloudHsmInternalFailureException";
+    assert!(said.contains(advice::about("CreateHsm", code, Class::Transient)), "{said}");
 }
 
 #[test]
@@ -552,9 +539,8 @@ fn a_plan_goes_on_where_it_may_not_look() {
     assert_eq!((states[2], states[11], states[13]), ("unknown", "missing", "unknown"));
     let detail = plan["steps"][2]["detail"].as_str().unwrap();
     assert!(detail.contains("AccessDenied") && detail.contains("DescribeClusters"), "{detail}");
-    bed.fake.deny("GetCallerIdentity");
     bed.fake.deny("DescribeCustomKeyStores");
-    assert_eq!(bed.made("plan")["account"], Value::Null);
+    assert_eq!(self::states(&bed.made("plan"))[11..13], ["unknown"; 2]);
     // A plan of what nobody could be asked about would be worth nothing.
     bed.fake.expire_credentials(true);
     bed.fake.clear_faults();
