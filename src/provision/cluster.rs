@@ -172,8 +172,8 @@ impl ClusterFacts {
                  and ask AWS Support if it stays so"
             ),
             "DELETE_IN_PROGRESS" | "DELETED" => format!(
-                "cluster {id} is {}{why}; its backups stay for as long as they are kept: make a new \
-                 cluster, from one of them if keys lie in it",
+                "cluster {id} is {}{why}; once it is gone the same command makes a new one. If keys \
+                 lay in it, make a cluster from its latest backup instead, which outlives it",
                 self.state
             ),
             _ => return Ok(()),

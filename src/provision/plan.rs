@@ -89,7 +89,7 @@ pub struct Plan {
 /// Looks at a deployment; `dir` is where its certificates and passwords lie.
 pub fn plan(account: &Account, deployment: &Deployment, dir: &Path) -> Result<Plan, Refused> {
     let survey = survey::survey(account, deployment)?;
-    let view = View::new(deployment, dir, survey);
+    let view = View::new(deployment, account.region(), dir, survey);
     let steps = view.steps();
     Ok(Plan {
         name: deployment.name.clone(),
@@ -120,22 +120,17 @@ fn unknown(detail: impl Into<String>) -> Finding {
 /// What is known when the steps are written.
 struct View<'a> {
     deployment: &'a Deployment,
-    /// Ends of commands: the options that name the deployment.
-    options: String,
+    region: &'a str,
     anchor: PathBuf,
     has_anchor: bool,
     survey: Survey,
 }
 
 impl<'a> View<'a> {
-    fn new(deployment: &'a Deployment, dir: &Path, survey: Survey) -> Self {
-        let mut options = format!(" --name {}", quoted(&deployment.name));
-        if let Some(cluster) = &deployment.cluster {
-            options += &format!(" --cluster {}", quoted(cluster));
-        }
+    fn new(deployment: &'a Deployment, region: &'a str, dir: &Path, survey: Survey) -> Self {
         let anchor = dir.join("customerCA.crt");
         let has_anchor = anchor.is_file();
-        Self { deployment, options, anchor, has_anchor, survey }
+        Self { deployment, region, anchor, has_anchor, survey }
     }
 
     /// In the order they are to be taken.
@@ -146,16 +141,28 @@ impl<'a> View<'a> {
         steps
     }
 
+    /// One of our commands, so that it can be copied.
+    fn command(&self, verb: &str) -> String {
+        let (region, name) = (quoted(self.region), quoted(&self.deployment.name));
+        format!("kmsfsctl provision {verb} --region {region} --name {name}")
+    }
+
+    /// One that can be told which cluster.
     fn own(&self, verb: &str, rest: &str) -> String {
-        format!("kmsfsctl provision {verb}{}{rest}", self.options)
+        let cluster = self.deployment.cluster.as_deref();
+        format!("{}{}{rest}", self.command(verb), option("--cluster", cluster))
+    }
+
+    fn aws(&self, command: &str) -> String {
+        format!("aws {command} --region {}", quoted(self.region))
     }
 
     fn cluster_steps(&self) -> Vec<Step> {
         vec![
             step("an account to work in", Place::Api, self.caller())
-                .by("aws sts get-caller-identity"),
+                .by(self.aws("sts get-caller-identity")),
             step("private subnets in two Availability Zones", Place::Human, self.subnets())
-                .by("aws ec2 describe-subnets"),
+                .by(self.aws("ec2 describe-subnets")),
             step("a CloudHSM cluster", Place::Api, self.cluster())
                 .by(self.own("cluster", " --subnet ID --subnet ID")),
             step("a first HSM, which makes the certificate request", Place::Api, self.hsms(1))
@@ -181,7 +188,7 @@ impl<'a> View<'a> {
                 Place::Api,
                 self.claimed("not claimed"),
             )
-            .by(self.own("initialize", "")),
+            .by(self.own("certificate", "")),
             step("a host in the VPC with cloudhsm-cli", Place::VpcHost, self.activated())
                 .by(self.own("activate", "")),
             step("the cluster's administrator", Place::VpcHost, self.activated())
@@ -195,8 +202,7 @@ impl<'a> View<'a> {
     }
 
     fn store_steps(&self) -> Vec<Step> {
-        let store = self.deployment.store.as_deref();
-        let store = store.map_or_else(String::new, |store| format!(" --store {}", quoted(store)));
+        let store = option("--store", self.deployment.store.as_deref());
         vec![
             step("a custom key store", Place::Api, self.store(false))
                 .by(self.own("key-store", &store)),
@@ -206,6 +212,9 @@ impl<'a> View<'a> {
     }
 
     fn key_steps(&self) -> Vec<Step> {
+        let store = option("--key-store", self.deployment.store.as_deref());
+        let alias = option("--alias", Some(&self.deployment.alias));
+        let make = format!("{}{store}{alias}", self.command("key"));
         let later = |what: &str| unknown(format!("{what}: cannot be seen from here"));
         let alias = match self.key() {
             (State::Exists, _) => exists(&self.deployment.alias),
@@ -213,9 +222,9 @@ impl<'a> View<'a> {
         };
         vec![
             step("a KMS key in the key store", Place::Api, self.key())
-                .by(self.own("key", ""))
+                .by(make.clone())
                 .monthly(KEY_PER_MONTH),
-            step("an alias for the key", Place::Api, alias).by(self.own("key", "")),
+            step("an alias for the key", Place::Api, alias).by(make),
             step("a volume on the key", Place::Here, later("volumes"))
                 .by("kmsfsctl init --key aws-kms:ARN DIRECTORY"),
             step(
@@ -323,11 +332,19 @@ impl<'a> View<'a> {
                 let alias = &self.deployment.alias;
                 missing(format!("{alias} is {}, which is not in key store {}", key.arn, store.name))
             }
+            (Ok(Some(key)), _) if key.deletion.is_some() => {
+                missing(format!("{} will be deleted", key.arn))
+            }
             (Ok(Some(key)), _) => exists(format!("{}, {}", key.arn, key.state)),
             (Ok(None), _) => missing(format!("no {}", self.deployment.alias)),
             (Err(why), _) => unknown(why),
         }
     }
+}
+
+/// An option of a command, if it has a value.
+fn option(name: &str, value: Option<&str>) -> String {
+    value.map_or_else(String::new, |value| format!(" {name} {}", quoted(value)))
 }
 
 /// A step that costs nothing and that nothing does; its number comes later.
@@ -363,7 +380,7 @@ mod tests {
     }
 
     fn steps(survey: Survey) -> Vec<Step> {
-        View::new(&deployment(), Path::new("/nonexistent"), survey).steps()
+        View::new(&deployment(), "us-east-1", Path::new("/nonexistent"), survey).steps()
     }
 
     #[test]
@@ -380,7 +397,7 @@ mod tests {
         assert_eq!(monthly.iter().sum::<f64>(), 2337.0);
         let commands = steps.iter().filter_map(|step| step.command.as_ref());
         let mut ours = commands.filter(|command| command.starts_with("kmsfsctl provision"));
-        assert!(ours.all(|command| command.contains("--name 'two words'")));
+        assert!(ours.all(|command| command.contains("--region us-east-1 --name 'two words'")));
     }
 
     #[test]

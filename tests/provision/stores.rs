@@ -433,7 +433,12 @@ fn a_passing_failure_is_mended_by_patience() {
     assert!(bed.refused("key-store --mend").contains("NETWORK_ERRORS"));
     let tries = bed.fake.calls_ok("ConnectCustomKeyStore");
     assert_eq!(tries, 1 + 4);
-    let mut child = bed.command("key-store --mend").stderr(Stdio::null()).spawn().unwrap();
+    let mut child = bed
+        .command("key-store --mend --json")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     until("a try", || bed.fake.calls_ok("ConnectCustomKeyStore") > tries);
     bed.fake.fail_connections(&id, None);
     assert!(child.wait().unwrap().success());
