@@ -171,7 +171,7 @@ pub fn sentence(store: &str, code: &str) -> String {
             advice.meaning, advice.action
         ),
         None => format!(
-            "key store {store} does not connect ({code}): see what KMS says of this code, mend it, and \
+            "key store {store} does not connect ({code}): see what the KMS documentation says of it, mend it, and \
              run this again with --mend"
         ),
     }

@@ -328,12 +328,17 @@ pub fn ensure_connected(
                 teller.done(&format!("key store {} is connected", store.name));
                 return Ok(store);
             }
-            "FAILED" => {
-                let code = store.error.clone().unwrap_or_default();
-                let Some(secrets) = mend.filter(|_| helps(&code, tries, told)) else {
-                    return Err(Refused::here(Class::Misconfigured, sentence(&store.name, &code)));
+            // Some causes let KMS give up at once and leave the store disconnected.
+            "FAILED" | "DISCONNECTED" if tries > 0 || store.connection == "FAILED" => {
+                let code = match &store.error {
+                    Some(code) => &code[..],
+                    None if store.connection == "FAILED" => "no reason given",
+                    None => return Err(undone(&store)),
                 };
-                told |= put_right(account, &store, &code, secrets, teller)?;
+                let Some(secrets) = mend.filter(|_| helps(code, tries, told)) else {
+                    return Err(Refused::here(Class::Misconfigured, sentence(&store.name, code)));
+                };
+                told |= put_right(account, &store, code, secrets, teller)?;
             }
             _ => {}
         }
@@ -367,7 +372,9 @@ fn put_right(
     let told = remedy == Some(Remedy::Secret);
     // Had before anything is changed.
     let backing = if told { Some(secrets()?) } else { None };
-    disconnect(account, &store.id, teller)?;
+    if store.connection == "FAILED" {
+        disconnect(account, &store.id, teller)?;
+    }
     if let Some(backing) = &backing {
         renew_secret(account, &store.id, backing)?;
         teller.done(&format!("KMS is told the secret of key store {} anew", store.name));
@@ -389,25 +396,27 @@ fn settled(account: &Account, id: &str, teller: &dyn Teller) -> Result<StoreFact
     })
 }
 
-/// After a connection was asked for: waits until it shows. Some causes leave a store disconnected.
+/// After a connection was asked for: waits until that shows.
 fn leave_disconnected(account: &Account, id: &str, teller: &dyn Teller) -> Result<(), Refused> {
     let started = Instant::now();
     account.wait(&format!("key store {id}"), teller, || {
         let store = get(account, Sought::Id(id))?;
-        if store.connection != "DISCONNECTED" {
+        let shows = store.connection != "DISCONNECTED" || store.error.is_some();
+        if shows || started.elapsed() >= account.pace.settling {
             return Ok(Ok(()));
         }
-        let text = match &store.error {
-            Some(code) => sentence(&store.name, code),
-            None if started.elapsed() < account.pace.settling => return Ok(Err(store.connection)),
-            None => format!(
-                "key store {} stays DISCONNECTED although it was told to connect; look at it and its \
-                 cluster in the AWS console, and run the same command again",
-                store.name
-            ),
-        };
-        Err(Refused::here(Class::Misconfigured, text))
+        Ok(Err(store.connection))
     })
+}
+
+/// It should connect, does not, and nobody says why.
+fn undone(store: &StoreFacts) -> Refused {
+    let text = format!(
+        "key store {} is {} although it was told to connect, and KMS does not say why; see whether \
+         somebody else disconnected it, and run the same command again",
+        store.name, store.connection
+    );
+    Refused::here(Class::Misconfigured, text)
 }
 
 /// Asks for a connection; KMS takes up to twenty minutes for it.

@@ -106,7 +106,12 @@ pub fn key(account: &Account, name: &str) -> Result<Option<KeyFacts>, Refused> {
             store: key.custom_key_store_id().map(str::to_owned),
             deletion: key.deletion_date().map(|time| time.secs()),
         })),
-        Err(refused) if refused.code == "NotFoundException" => Ok(None),
+        // What cannot be an alias is that of no key.
+        Err(refused)
+            if ["NotFoundException", "ValidationException"].contains(&&refused.code[..]) =>
+        {
+            Ok(None)
+        }
         Err(refused) => Err(refused),
     }
 }

@@ -425,6 +425,34 @@ fn a_wrong_password_is_mended() {
 }
 
 #[test]
+fn a_store_that_falls_back_at_once_is_mended_too() {
+    let (bed, _) = Bed::ready();
+    let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
+    bed.disconnect(&id);
+    bed.fake.set_connect_time(Duration::from_secs(3600));
+    let falls_back = |arguments: &str, error: Value| {
+        let calls = bed.fake.calls_ok("ConnectCustomKeyStore");
+        let mut command = bed.command(arguments);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        until("a try", || bed.fake.calls_ok("ConnectCustomKeyStore") > calls);
+        // The password is wrong by now: KMS has given kmsuser another one.
+        let store = json!({ "id": id, "state": "DISCONNECTED", "error": error });
+        bed.fake.set_connect_time(Duration::ZERO);
+        bed.fake.control(&json!({ "store": store })).unwrap();
+        let output = child.wait_with_output().unwrap();
+        bed.fake.set_connect_time(Duration::from_secs(3600));
+        text(&output)
+    };
+    let said = falls_back("key-store", json!("INVALID_CREDENTIALS"));
+    assert!(said.contains(&sentence("kmsfs", "INVALID_CREDENTIALS")), "{said}");
+    let said = falls_back("key-store", Value::Null);
+    assert!(said.contains("KMS does not say why"), "{said}");
+    assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
+    let said = falls_back("key-store --mend", json!("INVALID_CREDENTIALS"));
+    assert_eq!(bed.fake.calls_ok("UpdateCustomKeyStore"), 1, "{said}");
+}
+
+#[test]
 fn a_passing_failure_is_mended_by_patience() {
     let (bed, _) = Bed::ready();
     let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
