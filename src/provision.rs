@@ -8,9 +8,16 @@ pub mod account;
 pub mod activate;
 pub mod advice;
 pub mod certificate;
+pub mod cluster;
+pub mod connection;
 pub mod files;
 pub mod initialize;
+pub mod key_store;
 pub mod lifecycle;
+pub mod once;
+pub mod plan;
+pub mod survey;
+pub mod teardown;
 
 /// Which deployment a cluster, key store or key belongs to.
 pub const TAG_DEPLOYMENT: &str = "kmsfs:deployment";

@@ -43,10 +43,10 @@ enum Command {
     Cat(CatArgs),
     Export(ExportArgs),
     Key(KeyArgs),
-    Doctor(DoctorArgs),
-    Estimate(EstimateArgs),
     #[cfg(feature = "aws")]
     Provision(ProvisionArgs),
+    Doctor(DoctorArgs),
+    Estimate(EstimateArgs),
 }
 
 /// The version, and which library encrypts content.
@@ -77,10 +77,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Cat(args) => cat::run(args),
         Command::Export(args) => export::run(args),
         Command::Key(args) => key::run(args),
-        Command::Doctor(args) => doctor::run(args),
-        Command::Estimate(args) => estimate::run(args),
         #[cfg(feature = "aws")]
         Command::Provision(args) => provision::run(&args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Estimate(args) => estimate::run(args),
     }
 }
 

@@ -3,15 +3,17 @@
 pub mod account;
 mod activate;
 mod certificate;
+mod cluster;
+mod key_store;
+mod plan;
+pub mod screen;
+mod teardown;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use parking_lot::Mutex;
 
 use super::exit::{FAILURE, failure};
-use super::output::note;
-use crate::provision::Teller;
 use crate::provision::account::Refused;
 use crate::provision::certificate::Files;
 
@@ -26,15 +28,23 @@ pub struct ProvisionArgs {
 
 #[derive(Subcommand)]
 enum ProvisionCommand {
+    Plan(plan::PlanArgs),
+    Cluster(cluster::ClusterArgs),
     Certificate(certificate::CertificateArgs),
     Activate(activate::ActivateArgs),
+    KeyStore(key_store::KeyStoreArgs),
+    Teardown(teardown::TeardownArgs),
 }
 
 /// Runs the command.
 pub fn run(args: &ProvisionArgs) -> anyhow::Result<()> {
     match &args.command {
+        ProvisionCommand::Plan(args) => plan::run(args),
+        ProvisionCommand::Cluster(args) => cluster::run(args),
         ProvisionCommand::Certificate(args) => certificate::run(args),
         ProvisionCommand::Activate(args) => activate::run(args),
+        ProvisionCommand::KeyStore(args) => key_store::run(args),
+        ProvisionCommand::Teardown(args) => teardown::run(args),
     }
 }
 
@@ -65,25 +75,4 @@ impl ClusterOptions {
 
 fn refused(refused: Refused) -> anyhow::Error {
     failure(FAILURE, refused.sentence)
-}
-
-/// Tells on standard error; the same state only once.
-#[derive(Default)]
-struct Notes {
-    last: Mutex<String>,
-}
-
-impl Teller for Notes {
-    fn waiting(&self, what: &str, state: &str) {
-        let line = format!("waiting for {what} (now {state})");
-        let mut last = self.last.lock();
-        if *last != line {
-            note(&line);
-            *last = line;
-        }
-    }
-
-    fn done(&self, what: &str) {
-        note(what);
-    }
 }

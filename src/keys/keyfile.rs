@@ -70,6 +70,27 @@ pub fn read_passphrase_file(path: &Path) -> Result<SecretBytes, KeyError> {
     Ok(SecretBytes::new(std::mem::take(&mut *bytes)))
 }
 
+/// Reads a small secret from a regular file of this user or root that nobody else may open; one
+/// newline at its end is dropped.
+pub fn read_private_file(path: &Path, what: &str) -> Result<SecretBytes, KeyError> {
+    let failed = |e| unreadable(path, what, &e);
+    // As below: looked at before it is opened.
+    let named = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
+    let named = named.map_err(failed)?;
+    let me = rustix::process::geteuid().as_raw();
+    check_owner(path, what, &named.metadata().map_err(failed)?, me)?;
+    let file = File::open(format!("/proc/self/fd/{}", named.as_raw_fd())).map_err(failed)?;
+    let mut text = Zeroizing::new(vec![0u8; MAX_PASSPHRASE as usize + 1]);
+    let len = read_up_to(file, &mut text[..]).map_err(failed)?;
+    if len as u64 > MAX_PASSPHRASE {
+        let path = path.display();
+        let text = format!("{what} {path} is longer than {MAX_PASSPHRASE} bytes");
+        return Err(KeyError::Misconfigured(text));
+    }
+    let secret = text[..len].strip_suffix(b"\n").unwrap_or(&text[..len]);
+    Ok(SecretBytes::new(secret.to_vec()))
+}
+
 fn read_secret(path: &Path, what: &str, first_line: &[u8]) -> Result<Secret<32>, KeyError> {
     let failed = |e| unreadable(path, what, &e);
     // Named first and opened only if it is what it must be: the path may come from a descriptor that

@@ -6,3 +6,4 @@ mod aws;
 mod activate;
 mod certificate;
 mod ground;
+mod stores;

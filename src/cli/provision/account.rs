@@ -29,6 +29,10 @@ pub struct AccountOptions {
     /// Longest wait for a cluster, an HSM or a connection
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "45m")]
     pub patience: Duration,
+    /// Longest wait until all of AWS knows of a change, or until it is certain that a call without an
+    /// answer did nothing
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2m")]
+    pub settling: Duration,
     #[command(flatten)]
     pub kms: KmsOptions,
 }
@@ -49,7 +53,7 @@ impl AccountOptions {
             cloudhsm: parsed(&self.cloudhsm_endpoint),
             sts: parsed(&self.sts_endpoint),
         };
-        let (poll, patience) = (self.poll, self.patience);
-        Ok(Account::new(&region, places, Pace { poll, patience, ..Pace::default() }))
+        let (poll, patience, settling) = (self.poll, self.patience, self.settling);
+        Ok(Account::new(&region, places, Pace { poll, patience, settling }))
     }
 }

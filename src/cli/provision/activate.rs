@@ -4,7 +4,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::account::AccountOptions;
-use super::{ClusterOptions, Notes, refused};
+use super::screen::Screen;
+use super::{ClusterOptions, refused};
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::output::Out;
 use crate::provision::activate::{
@@ -114,7 +115,7 @@ pub fn run(args: &ActivateArgs) -> anyhow::Result<()> {
         executor: &executor,
         files: &files,
         passwords: &passwords,
-        teller: &Notes::default(),
+        teller: &Screen::new(),
     };
     let activated = activation.ensure().map_err(refused)?;
     args.print(activated, &passwords)

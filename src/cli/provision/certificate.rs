@@ -6,7 +6,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::account::AccountOptions;
-use super::{ClusterOptions, Notes, refused};
+use super::screen::Screen;
+use super::{ClusterOptions, refused};
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::output::Out;
 use crate::cli::secrets;
@@ -83,7 +84,7 @@ pub fn run(args: &CertificateArgs) -> anyhow::Result<()> {
         Some(claim) => Source::External(claim),
         None => Source::Own { name, ask: &mut ask },
     };
-    let done = certify(&account, &seen, &files, source, &roots, &Notes::default());
+    let done = certify(&account, &seen, &files, source, &roots, &Screen::new());
     let done = done.map_err(refused)?;
     print(args, &seen, account.region(), &files, &done)
 }

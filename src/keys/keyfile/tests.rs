@@ -175,3 +175,18 @@ fn a_file_that_could_not_be_finished_goes_unless_it_is_another_by_now() {
     remove_if_ours(&File::open(&path).expect("opens"), &path);
     assert!(!path.exists());
 }
+
+#[test]
+fn a_private_file_is_nobody_elses() {
+    let dir = dir();
+    let path = dir.path().join("password");
+    write(&path, "secret7\n", 0o600);
+    assert_eq!(read_private_file(&path, "password file").expect("read").expose(), b"secret7");
+    write(&path, "secret7", 0o640);
+    let said = sentence(read_private_file(&path, "password file"));
+    assert!(said.contains("open to others") && !said.contains("secret7"), "{said}");
+    write(&path, &"x".repeat(MAX_PASSPHRASE as usize + 1), 0o600);
+    assert!(sentence(read_private_file(&path, "password file")).contains("longer"));
+    let nowhere = dir.path().join("nowhere");
+    assert!(sentence(read_private_file(&nowhere, "password file")).contains("nowhere"));
+}

@@ -1,0 +1,228 @@
+//! `kmsfsctl provision key-store`: a custom key store, made, connected, mended.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::account::AccountOptions;
+use super::screen::Screen;
+use crate::cli::exit::{FAILURE, failure};
+use crate::cli::output::Out;
+use crate::crypto::SecretBytes;
+use crate::keys::aws::classify::Class;
+use crate::keys::keyfile::read_private_file;
+use crate::provision::account::{Account, Refused};
+use crate::provision::cluster;
+use crate::provision::key_store::{
+    Backing, Proxy, Sought, StoreFacts, StoreWish, check_password, ensure_connected, ensure_store,
+    find,
+};
+
+/// Make a custom key store of KMS and connect it, or connect the one there is
+///
+/// It belongs to a CloudHSM cluster that is active, has HSMs in two zones and a crypto user named
+/// kmsuser; with the --xks options, to an external key manager. Connecting takes up to twenty minutes.
+/// Interrupted, it goes on when it is run again.
+#[derive(Args)]
+pub struct KeyStoreArgs {
+    /// The CloudHSM cluster, if it is not the deployment's
+    #[arg(long, value_name = "ID")]
+    cluster: Option<String>,
+    /// Id of a key store that exists, or a name other than the deployment's
+    #[arg(long, value_name = "ID|NAME")]
+    store: Option<String>,
+    /// The certificate the cluster was initialized with [default: kmsfs-NAME/customerCA.crt]
+    #[arg(long, value_name = "FILE")]
+    trust_anchor: Option<PathBuf>,
+    /// The password of kmsuser, in a file that only its owner may open [default:
+    /// kmsfs-NAME/kmsuser-password]
+    #[arg(long, value_name = "FILE")]
+    kmsuser_password_file: Option<PathBuf>,
+    /// If the store does not connect: disconnect it, tell KMS the password or credential anew if that
+    /// is the cause, and connect it again. Until then none of its keys can be used
+    #[arg(long)]
+    mend: bool,
+    #[command(flatten)]
+    external: ExternalOptions,
+    /// Print the key store as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// The proxy of an external key manager.
+#[derive(Args)]
+struct ExternalOptions {
+    /// Endpoint of an external key manager's proxy: https://HOST
+    #[arg(long, value_name = "URL", requires = "xks_path", requires = "xks_credential_file",
+          conflicts_with_all = ["cluster", "trust_anchor", "kmsuser_password_file"])]
+    xks_endpoint: Option<String>,
+    /// Path of its interface, which ends in /kms/xks/v1
+    #[arg(long, value_name = "PATH", requires = "xks_endpoint")]
+    xks_path: Option<String>,
+    /// Let KMS come through this VPC endpoint service instead of the internet
+    #[arg(long, value_name = "NAME", requires = "xks_endpoint")]
+    xks_vpc_service: Option<String>,
+    /// What KMS proves itself with, in a file that only its owner may open: JSON with AccessKeyId and
+    /// RawSecretAccessKey
+    #[arg(long, value_name = "FILE", requires = "xks_endpoint")]
+    xks_credential_file: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: &KeyStoreArgs) -> anyhow::Result<()> {
+    let account = args.account.account()?;
+    let screen = Screen::new();
+    let sought = Sought::parse(args.store.as_deref().unwrap_or(&args.account.name));
+    let found = find(&account, sought)?;
+    let store = match (found, sought) {
+        (Some(store), _) => {
+            args.require_same(&account, &store)?;
+            store
+        }
+        (None, Sought::Id(id)) => {
+            let region = account.region();
+            let text = format!("there is no key store {id} in Region {region}; check --region");
+            return Err(failure(FAILURE, text));
+        }
+        (None, Sought::Name(name)) => {
+            let backing = args.backing(&args.cluster_id(&account)?)?;
+            let wish = StoreWish { name: name.to_owned(), id: None, backing };
+            ensure_store(&account, &wish, &screen)?
+        }
+    };
+    let cluster = store.cluster.clone();
+    let secrets = || args.backing(&cluster);
+    let mend = args.mend.then_some(&secrets as _);
+    let store = ensure_connected(&account, &store.id, mend, &screen)?;
+    drop(screen);
+    print(&store, args.json)
+}
+
+impl KeyStoreArgs {
+    /// The cluster a new store shall have.
+    fn cluster_id(&self, account: &Account) -> Result<Option<String>, Refused> {
+        if self.external.xks_endpoint.is_some() {
+            return Ok(None);
+        }
+        let name = &self.account.name;
+        let sought = cluster::Sought::new(name, self.cluster.as_deref());
+        let found = cluster::find(account, sought)?;
+        match (found, &self.cluster) {
+            (Some(cluster), _) => Ok(Some(cluster.id)),
+            (None, Some(id)) => cluster::get(account, id).map(|cluster| Some(cluster.id)),
+            (None, None) => {
+                let text = format!(
+                    "deployment {name} has no cluster yet: make one with `kmsfsctl provision \
+                     cluster`, or name one with --cluster"
+                );
+                Err(Refused::here(Class::Misconfigured, text))
+            }
+        }
+    }
+
+    /// A store that is there must be the one that is meant.
+    fn require_same(&self, account: &Account, store: &StoreFacts) -> Result<(), Refused> {
+        let named = self.cluster.is_some() || self.external.xks_endpoint.is_some();
+        if !named && self.store.is_some() {
+            return Ok(());
+        }
+        if !named {
+            // By the deployment's name alone: its cluster, if it can be found, must be the one.
+            let of = cluster::find(account, cluster::Sought::Name(&self.account.name))?;
+            return of.map_or(Ok(()), |cluster| store.require(Some(&cluster.id)));
+        }
+        store.require(self.cluster.as_deref())
+    }
+
+    /// What is behind the store, with its secrets.
+    fn backing(&self, cluster: &Option<String>) -> Result<Backing, Refused> {
+        match cluster {
+            Some(cluster) => self.cloudhsm(cluster),
+            None => self.external.proxy().map(Backing::External),
+        }
+    }
+
+    fn cloudhsm(&self, cluster: &str) -> Result<Backing, Refused> {
+        let dir = PathBuf::from(format!("kmsfs-{}", self.account.name));
+        let or = |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| dir.join(name));
+        let anchor = or(&self.trust_anchor, "customerCA.crt");
+        let password = or(&self.kmsuser_password_file, "kmsuser-password");
+        let trust_anchor = std::fs::read_to_string(&anchor).map_err(|error| {
+            refused(format!(
+                "trust anchor {}: {error}; it is the certificate the cluster was initialized with \
+                 (--trust-anchor)",
+                anchor.display()
+            ))
+        })?;
+        let password = secret(&password, "password file")?;
+        check_password(&password)?;
+        Ok(Backing::CloudHsm {
+            cluster: cluster.to_owned(),
+            trust_anchor,
+            password: Arc::new(password),
+        })
+    }
+}
+
+fn refused(text: String) -> Refused {
+    Refused::here(Class::Misconfigured, text)
+}
+
+fn secret(path: &Path, what: &str) -> Result<SecretBytes, Refused> {
+    read_private_file(path, what).map_err(|error| refused(error.to_string()))
+}
+
+/// As the AWS command line takes it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Credential<'a> {
+    access_key_id: &'a str,
+    /// Borrowed, so that no second copy is made.
+    raw_secret_access_key: &'a str,
+}
+
+impl ExternalOptions {
+    fn proxy(&self) -> Result<Proxy, Refused> {
+        let all = (&self.xks_endpoint, &self.xks_path, &self.xks_credential_file);
+        let (Some(endpoint), Some(path), Some(file)) = all else {
+            let text = "this key store belongs to an external key manager: name it with \
+                        --xks-endpoint, --xks-path and --xks-credential-file";
+            return Err(refused(text.to_owned()));
+        };
+        let text = secret(file, "credential file")?;
+        // What the parser says might quote the secret.
+        let pair: Credential<'_> = serde_json::from_slice(text.expose()).map_err(|_| {
+            refused(format!(
+                "credential file {} is not {{\"AccessKeyId\": …, \"RawSecretAccessKey\": …}}",
+                file.display()
+            ))
+        })?;
+        Ok(Proxy {
+            endpoint: endpoint.clone(),
+            path: path.clone(),
+            vpc_service: self.xks_vpc_service.clone(),
+            access_key: pair.access_key_id.to_owned(),
+            secret: Arc::new(SecretBytes::new(pair.raw_secret_access_key.as_bytes().to_vec())),
+        })
+    }
+}
+
+fn print(store: &StoreFacts, json: bool) -> anyhow::Result<()> {
+    let mut out = Out::new();
+    if json {
+        out.json(store)?;
+        return out.finish();
+    }
+    out.fact("key store", &store.id)?;
+    out.fact("name", &store.name)?;
+    out.fact("type", &store.kind)?;
+    if let Some(cluster) = &store.cluster {
+        out.fact("cluster", cluster)?;
+    }
+    out.fact("connection", &store.connection)?;
+    out.finish()
+}

@@ -1,0 +1,595 @@
+//! CloudHSM clusters and the HSMs in them.
+//!
+//! Neither CreateCluster nor CreateHsm can be repeated safely, and each HSM is paid for by the hour: so
+//! first is looked, always, and a lost answer is followed by another look.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use aws_sdk_cloudhsmv2::types;
+use serde::Serialize;
+
+use super::account::{Account, Refused};
+use super::once::once;
+use super::{TAG_DEPLOYMENT, Teller};
+use crate::keys::aws::classify::Class;
+use crate::keys::aws::fault;
+
+/// The only type that new clusters can have.
+pub const HSM_TYPE: &str = "hsm2m.medium";
+/// Days that backups may be kept.
+pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 7..=379;
+/// Availability Zones a key store needs HSMs in.
+pub const ZONES: usize = 2;
+
+/// Most subnets of a cluster.
+const SUBNETS_MAX: usize = 10;
+/// Most tags of a cluster; one is ours.
+const TAGS_MAX: usize = 49;
+
+/// The cluster that is wanted.
+#[derive(Clone, Debug)]
+pub struct ClusterWish {
+    /// Name of the deployment; the cluster is found by it.
+    pub name: String,
+    /// Subnets in at least two Availability Zones; needed only if the cluster is not there yet.
+    pub subnets: Vec<String>,
+    /// Days that backups are kept.
+    pub retention_days: u16,
+    /// Further tags.
+    pub tags: Vec<(String, String)>,
+    /// A cluster that is there already, whatever its tags say.
+    pub id: Option<String>,
+}
+
+/// How a cluster is found.
+#[derive(Clone, Copy, Debug)]
+pub enum Sought<'a> {
+    /// By the name of the deployment it is tagged with.
+    Name(&'a str),
+    /// By its id.
+    Id(&'a str),
+}
+
+impl<'a> Sought<'a> {
+    /// By the id, if one is given.
+    pub fn new(name: &'a str, id: Option<&'a str>) -> Self {
+        id.map_or(Self::Name(name), Self::Id)
+    }
+}
+
+/// A cluster as AWS describes it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterFacts {
+    /// `cluster-…`.
+    pub id: String,
+    /// `UNINITIALIZED`, `ACTIVE`, ….
+    pub state: String,
+    /// Why, if AWS says.
+    pub state_message: Option<String>,
+    /// The VPC.
+    pub vpc: String,
+    /// The security group that its HSMs and clients share.
+    pub security_group: Option<String>,
+    /// Subnets by Availability Zone.
+    pub zones: BTreeMap<String, String>,
+    /// The HSMs that are not deleted, by zone and id.
+    pub hsms: Vec<HsmFacts>,
+    /// The certificate request; only while `UNINITIALIZED` with an HSM.
+    pub csr: Option<String>,
+    /// Certificates, as far as there are any.
+    pub certificates: Certificates,
+    /// When it was made, in seconds of the epoch.
+    pub created: Option<i64>,
+    /// The deployment it is tagged with.
+    pub deployment: Option<String>,
+}
+
+/// One HSM.
+#[derive(Clone, Debug, Serialize)]
+pub struct HsmFacts {
+    /// `hsm-…`.
+    pub id: String,
+    /// Availability Zone.
+    pub zone: String,
+    /// `ACTIVE`, ….
+    pub state: String,
+    /// Why, if AWS says.
+    pub state_message: Option<String>,
+    /// Its address in the VPC.
+    pub ip: Option<String>,
+}
+
+/// PEM texts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Certificates {
+    /// Of the HSM that made the request.
+    pub hsm: Option<String>,
+    /// Of the hardware, by AWS.
+    pub aws_hardware: Option<String>,
+    /// Of the hardware, by its manufacturer.
+    pub manufacturer_hardware: Option<String>,
+    /// Of the cluster, as its owner signed it.
+    pub cluster: Option<String>,
+}
+
+impl ClusterFacts {
+    fn read(cluster: &types::Cluster) -> Self {
+        let text = |text: Option<&str>| text.map(str::to_owned);
+        let certificates = cluster.certificates();
+        let pem =
+            |read: fn(&types::Certificates) -> Option<&str>| text(certificates.and_then(read));
+        let tags = cluster.tag_list();
+        let mut hsms: Vec<_> = cluster.hsms().iter().filter_map(HsmFacts::read).collect();
+        hsms.sort_by(|a, b| (&a.zone, &a.id).cmp(&(&b.zone, &b.id)));
+        Self {
+            id: text(cluster.cluster_id()).unwrap_or_default(),
+            state: text(cluster.state().map(|state| state.as_str())).unwrap_or_default(),
+            state_message: text(cluster.state_message()),
+            vpc: text(cluster.vpc_id()).unwrap_or_default(),
+            security_group: text(cluster.security_group()),
+            zones: cluster.subnet_mapping().into_iter().flatten().map(pair).collect(),
+            hsms,
+            csr: pem(|all| all.cluster_csr()),
+            certificates: Certificates {
+                hsm: pem(|all| all.hsm_certificate()),
+                aws_hardware: pem(|all| all.aws_hardware_certificate()),
+                manufacturer_hardware: pem(|all| all.manufacturer_hardware_certificate()),
+                cluster: pem(|all| all.cluster_certificate()),
+            },
+            created: cluster.create_timestamp().map(|time| time.secs()),
+            deployment: tags
+                .iter()
+                .find(|tag| tag.key() == TAG_DEPLOYMENT)
+                .map(|tag| tag.value().to_owned()),
+        }
+    }
+
+    /// Availability Zones with an HSM that works.
+    pub fn active_zones(&self) -> BTreeSet<&str> {
+        let active = self.hsms.iter().filter(|hsm| hsm.state == "ACTIVE");
+        active.map(|hsm| hsm.zone.as_str()).collect()
+    }
+
+    /// Whether its owner's certificate was accepted.
+    pub fn is_initialized(&self) -> bool {
+        // The states of a cluster that is changed later all come after that.
+        self.certificates.cluster.is_some() || matches!(&self.state[..], "INITIALIZED" | "ACTIVE")
+    }
+
+    /// Whether it has its administrator: the only way to `ACTIVE`.
+    pub fn is_active(&self) -> bool {
+        self.state == "ACTIVE"
+    }
+
+    /// Refuses a cluster that will not get anywhere by waiting.
+    pub fn require_healthy(&self) -> Result<(), Refused> {
+        let (id, why) = (&self.id, because(self.state_message.as_deref()));
+        let text = match &self.state[..] {
+            "DEGRADED" => format!(
+                "cluster {id} is DEGRADED{why}; look at its HSMs in the AWS console, replace those \
+                 that do not work (`aws cloudhsmv2 delete-hsm`, then `kmsfsctl provision cluster`), \
+                 and ask AWS Support if it stays so"
+            ),
+            "DELETE_IN_PROGRESS" | "DELETED" => format!(
+                "cluster {id} is {}{why}; once it is gone the same command makes a new one. If keys \
+                 lay in it, make a cluster from its latest backup instead, which outlives it",
+                self.state
+            ),
+            _ => return Ok(()),
+        };
+        Err(Refused::here(Class::Misconfigured, text))
+    }
+
+    /// Refuses a cluster that can never serve a key store.
+    pub fn require_zones(&self) -> Result<(), Refused> {
+        if self.zones.len() >= ZONES {
+            return Ok(());
+        }
+        let zones: Vec<&str> = self.zones.keys().map(String::as_str).collect();
+        let text = format!(
+            "cluster {id} has subnets in {} only; a key store needs HSMs in {ZONES} Availability \
+             Zones, and the subnets of a cluster cannot be changed: delete it (`aws cloudhsmv2 \
+             delete-cluster --cluster-id {id}`) and make one with subnets in two zones",
+            zones.join(", "),
+            id = self.id,
+        );
+        Err(Refused::here(Class::Misconfigured, text))
+    }
+
+    /// Refuses subnets it does not have.
+    fn require_subnets(&self, wanted: &[String]) -> Result<(), Refused> {
+        let has = |subnet: &&String| self.zones.values().any(|have| have == *subnet);
+        let Some(lacking) = wanted.iter().find(|subnet| !has(subnet)) else { return Ok(()) };
+        let have: Vec<&str> = self.zones.values().map(String::as_str).collect();
+        let text = format!(
+            "cluster {} exists without {lacking}, and the subnets of a cluster cannot be changed; it \
+             has {}: name these or none",
+            self.id,
+            have.join(", ")
+        );
+        Err(Refused::here(Class::Misconfigured, text))
+    }
+}
+
+fn pair((zone, subnet): (&String, &String)) -> (String, String) {
+    (zone.clone(), subnet.clone())
+}
+
+fn because(message: Option<&str>) -> String {
+    message.map_or_else(String::new, |message| format!(" ({message})"))
+}
+
+impl HsmFacts {
+    /// Nothing if it is on its way out.
+    fn read(hsm: &types::Hsm) -> Option<Self> {
+        let state = hsm.state().map_or("", |state| state.as_str());
+        (!matches!(state, "DELETE_IN_PROGRESS" | "DELETED")).then(|| Self {
+            id: hsm.hsm_id().to_owned(),
+            zone: hsm.availability_zone().unwrap_or_default().to_owned(),
+            state: state.to_owned(),
+            state_message: hsm.state_message().map(str::to_owned),
+            ip: hsm.eni_ip().map(str::to_owned),
+        })
+    }
+}
+
+impl ClusterWish {
+    /// Refuses what could not be made, before anything is.
+    pub fn check(&self) -> Result<(), Refused> {
+        let bad = |text: String| Err(Refused::here(Class::Misconfigured, text));
+        let distinct: BTreeSet<&String> = self.subnets.iter().collect();
+        if distinct.len() < ZONES {
+            return bad(format!(
+                "there is no cluster of deployment {} yet, and to make one takes at least {ZONES} \
+                 private subnets in different Availability Zones of one VPC: --subnet ID --subnet ID",
+                self.name
+            ));
+        }
+        if self.subnets.len() > SUBNETS_MAX {
+            return bad(format!("a cluster has at most {SUBNETS_MAX} subnets"));
+        }
+        if !RETENTION_DAYS.contains(&self.retention_days) {
+            let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
+            return bad(format!("CloudHSM keeps backups for {least} to {most} days"));
+        }
+        if self.tags.len() > TAGS_MAX || self.tags.iter().any(|(key, _)| key == TAG_DEPLOYMENT) {
+            return bad(format!(
+                "a cluster has at most {TAGS_MAX} tags beside {TAG_DEPLOYMENT}, which is set by --name"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// All clusters, or those with an id.
+fn describe(
+    account: &Account,
+    subject: &str,
+    id: Option<&str>,
+) -> Result<Vec<ClusterFacts>, Refused> {
+    let (mut found, mut token) = (Vec::new(), None::<String>);
+    loop {
+        let (page, id) = (token.take(), id.map(|id| vec![id.to_owned()]));
+        let answer = account.ask("DescribeClusters", subject, move |clients| {
+            let mut request = clients.cloudhsm.describe_clusters().set_next_token(page.clone());
+            if let Some(id) = &id {
+                request = request.filters("clusterIds", id.clone());
+            }
+            async move { request.send().await.map_err(|e| fault(&e)) }
+        })?;
+        found.extend(answer.clusters().iter().map(ClusterFacts::read));
+        token = answer.next_token;
+        if token.as_ref().is_none_or(String::is_empty) {
+            return Ok(found);
+        }
+    }
+}
+
+/// The cluster of a deployment, or the one with an id. Deleted ones are none.
+pub fn find(account: &Account, sought: Sought<'_>) -> Result<Option<ClusterFacts>, Refused> {
+    let (name, mut found) = match sought {
+        Sought::Id(id) => (id, describe(account, &format!("cluster {id}"), Some(id))?),
+        Sought::Name(name) => {
+            let mut all = describe(account, &format!("clusters of deployment {name}"), None)?;
+            all.retain(|cluster| cluster.deployment.as_deref() == Some(name));
+            (name, all)
+        }
+    };
+    found.retain(|cluster| cluster.state != "DELETED");
+    if let [one, other, ..] = &found[..] {
+        let text = format!(
+            "two clusters belong to deployment {name}: {} and {}; say which with --cluster, or take \
+             the tag {TAG_DEPLOYMENT} off the one that does not count",
+            one.id, other.id
+        );
+        return Err(Refused::here(Class::Misconfigured, text));
+    }
+    Ok(found.pop())
+}
+
+/// The cluster with an id, which must be there.
+pub fn get(account: &Account, id: &str) -> Result<ClusterFacts, Refused> {
+    find(account, Sought::Id(id))?.ok_or_else(|| {
+        let text = format!(
+            "there is no cluster {id} in Region {}; check the id, the Region and the account",
+            account.region()
+        );
+        Refused::here(Class::Denied, text)
+    })
+}
+
+/// The cluster, made if it is not there; it has subnets in two zones and is at least `UNINITIALIZED`.
+pub fn ensure_cluster(
+    account: &Account,
+    wish: &ClusterWish,
+    teller: &dyn Teller,
+) -> Result<ClusterFacts, Refused> {
+    let found = match &wish.id {
+        Some(id) => Some(get(account, id)?),
+        None => find(account, Sought::Name(&wish.name))?,
+    };
+    let id = match found {
+        Some(cluster) => {
+            cluster.require_subnets(&wish.subnets)?;
+            cluster.id
+        }
+        None => {
+            wish.check()?;
+            let made = once(
+                account,
+                || create(account, wish),
+                || find(account, Sought::Name(&wish.name)),
+            )?;
+            teller.done(&format!("cluster {} is being made", made.id));
+            made.id
+        }
+    };
+    let cluster = await_made(account, &id, teller)?;
+    cluster.require_zones()?;
+    teller.done(&format!("cluster {id} is there, {}", cluster.state));
+    Ok(cluster)
+}
+
+fn create(account: &Account, wish: &ClusterWish) -> Result<ClusterFacts, Refused> {
+    let subject = format!("a cluster for deployment {}", wish.name);
+    let wish = wish.clone();
+    let answer = account.make("CreateCluster", &subject, move |clients| {
+        let request = clients
+            .cloudhsm
+            .create_cluster()
+            .hsm_type(HSM_TYPE)
+            .mode(types::ClusterMode::Fips)
+            // KMS does not reach clusters over IPv6.
+            .network_type(types::NetworkType::Ipv4)
+            .backup_retention_policy(
+                types::BackupRetentionPolicy::builder()
+                    .r#type(types::BackupRetentionType::Days)
+                    .value(wish.retention_days.to_string())
+                    .build(),
+            )
+            .set_subnet_ids(Some(wish.subnets.clone()));
+        let tags = tags(&wish);
+        async move {
+            let tags =
+                tags.map_err(|text| crate::keys::aws::Fault::new(Class::Misconfigured, text))?;
+            request.set_tag_list(Some(tags)).send().await.map_err(|e| fault(&e))
+        }
+    })?;
+    answer.cluster().map(ClusterFacts::read).ok_or_else(|| {
+        // As good as no answer: what was made has to be looked for.
+        Refused::here(Class::Transient, format!("{subject}: AWS did not say what it made"))
+    })
+}
+
+fn tags(wish: &ClusterWish) -> Result<Vec<types::Tag>, String> {
+    let ours = [(TAG_DEPLOYMENT.to_owned(), wish.name.clone())];
+    let all = ours.iter().chain(&wish.tags);
+    all.map(|(key, value)| types::Tag::builder().key(key).value(value).build())
+        .collect::<Result<_, _>>()
+        .map_err(|error| error.to_string())
+}
+
+/// Waits until a cluster has been made.
+fn await_made(account: &Account, id: &str, teller: &dyn Teller) -> Result<ClusterFacts, Refused> {
+    let started = Instant::now();
+    account.wait(&format!("cluster {id}"), teller, || {
+        let cluster = match find(account, Sought::Id(id))? {
+            Some(cluster) => cluster,
+            // Not everybody in AWS knows of it yet.
+            None if started.elapsed() < account.pace.settling => return Ok(Err("new".to_owned())),
+            None => get(account, id)?,
+        };
+        cluster.require_healthy()?;
+        match &cluster.state[..] {
+            "CREATE_IN_PROGRESS" => Ok(Err(cluster.state)),
+            _ => Ok(Ok(cluster)),
+        }
+    })
+}
+
+/// Sees to it that HSMs work in so many (1 or 2) Availability Zones; of a cluster that is not claimed
+/// yet, there is a certificate request then, too.
+pub fn ensure_hsm(
+    account: &Account,
+    cluster: &str,
+    number: usize,
+    teller: &dyn Teller,
+) -> Result<ClusterFacts, Refused> {
+    // While a cluster changes, it takes no HSM.
+    let what = format!("cluster {cluster}");
+    let facts = account.wait(&what, teller, || {
+        let facts = get(account, cluster)?;
+        facts.require_healthy()?;
+        let busy = facts.state.ends_with("_IN_PROGRESS") && occupied(&facts).len() < number;
+        Ok(if busy { Err(facts.state) } else { Ok(facts) })
+    })?;
+    if occupied(&facts).len() < number {
+        let zone = free_zone(&facts, number)?;
+        once(account, || create_hsm(account, cluster, &zone), || look(account, cluster, number))?;
+        teller.done(&format!("HSM {number} of cluster {cluster} is being made in {zone}"));
+    }
+    let facts = await_hsms(account, cluster, number, teller)?;
+    teller.done(&format!("cluster {cluster} has HSMs in {} zones", facts.active_zones().len()));
+    Ok(facts)
+}
+
+/// Zones with an HSM, whatever its state.
+fn occupied(cluster: &ClusterFacts) -> BTreeSet<&str> {
+    cluster.hsms.iter().map(|hsm| hsm.zone.as_str()).collect()
+}
+
+fn free_zone(cluster: &ClusterFacts, number: usize) -> Result<String, Refused> {
+    let occupied = occupied(cluster);
+    let mut free = cluster.zones.keys().filter(|zone| !occupied.contains(zone.as_str()));
+    free.next().cloned().ok_or_else(|| match cluster.require_zones() {
+        Err(refused) => refused,
+        Ok(()) => {
+            let text = format!("cluster {} has no Availability Zone for HSM {number}", cluster.id);
+            Refused::here(Class::Misconfigured, text)
+        }
+    })
+}
+
+fn look(account: &Account, cluster: &str, number: usize) -> Result<Option<()>, Refused> {
+    let facts = get(account, cluster)?;
+    Ok((occupied(&facts).len() >= number).then_some(()))
+}
+
+fn create_hsm(account: &Account, cluster: &str, zone: &str) -> Result<(), Refused> {
+    let subject = format!("an HSM of cluster {cluster} in {zone}");
+    let (cluster, zone) = (cluster.to_owned(), zone.to_owned());
+    account.make("CreateHsm", &subject, move |clients| {
+        let request = clients.cloudhsm.create_hsm().cluster_id(&cluster).availability_zone(&zone);
+        async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
+    })
+}
+
+/// Waits until HSMs work in so many zones.
+fn await_hsms(
+    account: &Account,
+    cluster: &str,
+    number: usize,
+    teller: &dyn Teller,
+) -> Result<ClusterFacts, Refused> {
+    let started = Instant::now();
+    let what = match number {
+        1 => format!("an HSM of cluster {cluster}"),
+        _ => format!("HSMs of cluster {cluster} in {number} zones"),
+    };
+    account.wait(&what, teller, || {
+        let facts = get(account, cluster)?;
+        facts.require_healthy()?;
+        if facts.active_zones().len() < number {
+            if let Some(hsm) = facts.hsms.iter().find(|hsm| hsm.state == "DEGRADED") {
+                return Err(degraded(cluster, hsm));
+            }
+            if occupied(&facts).len() < number && started.elapsed() >= account.pace.settling {
+                return Err(vanished(&facts));
+            }
+            let coming = facts.hsms.iter().find(|hsm| hsm.state != "ACTIVE");
+            return Ok(Err(coming.map_or_else(|| "new".to_owned(), |hsm| hsm.state.clone())));
+        }
+        let lacks_request = facts.state == "UNINITIALIZED" && facts.csr.is_none();
+        Ok(if lacks_request { Err("without certificate request".to_owned()) } else { Ok(facts) })
+    })
+}
+
+fn degraded(cluster: &str, hsm: &HsmFacts) -> Refused {
+    let (id, why) = (&hsm.id, because(hsm.state_message.as_deref()));
+    let text = format!(
+        "HSM {id} of cluster {cluster} is DEGRADED{why}; if AWS does not replace it by itself, delete \
+         it (`aws cloudhsmv2 delete-hsm --cluster-id {cluster} --hsm-id {id}`) while another one \
+         works, and run the same command again"
+    );
+    Refused::here(Class::Misconfigured, text)
+}
+
+fn vanished(cluster: &ClusterFacts) -> Refused {
+    let why = because(cluster.state_message.as_deref());
+    let text = format!(
+        "an HSM of cluster {} was asked for and is not there{why}; see that its subnets have free \
+         addresses, and run the same command again",
+        cluster.id
+    );
+    Refused::here(Class::Misconfigured, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cluster with subnets and HSMs in these zones.
+    fn cluster(zones: &[&str], hsms: &[&str]) -> ClusterFacts {
+        let hsm = |zone: &&str| HsmFacts {
+            id: format!("hsm-{zone}"),
+            zone: (*zone).to_owned(),
+            state: "ACTIVE".to_owned(),
+            state_message: None,
+            ip: None,
+        };
+        ClusterFacts {
+            id: "cluster-a".to_owned(),
+            state: "ACTIVE".to_owned(),
+            state_message: None,
+            vpc: "vpc-a".to_owned(),
+            security_group: None,
+            zones: zones
+                .iter()
+                .map(|zone| ((*zone).to_owned(), format!("subnet-{zone}")))
+                .collect(),
+            hsms: hsms.iter().map(hsm).collect(),
+            csr: None,
+            certificates: Certificates::default(),
+            created: None,
+            deployment: None,
+        }
+    }
+
+    #[test]
+    fn the_second_hsm_goes_into_another_zone() {
+        assert_eq!(free_zone(&cluster(&["a", "b"], &[]), 1).as_deref(), Ok("a"));
+        assert_eq!(free_zone(&cluster(&["a", "b"], &["a"]), 2).as_deref(), Ok("b"));
+        assert_eq!(free_zone(&cluster(&["a", "b"], &["b", "b"]), 2).as_deref(), Ok("a"));
+        let refused = free_zone(&cluster(&["a"], &["a"]), 2).unwrap_err();
+        assert!(refused.sentence.contains("subnets in a only"), "{refused}");
+    }
+
+    #[test]
+    fn what_aws_says_of_a_cluster_is_passed_on() {
+        let mut sick = cluster(&["a", "b"], &["a"]);
+        sick.state_message = Some("one HSM is unreachable".to_owned());
+        assert!(sick.require_healthy().is_ok());
+        for state in ["DEGRADED", "DELETE_IN_PROGRESS", "DELETED"] {
+            sick.state = state.to_owned();
+            let refused = sick.require_healthy().unwrap_err();
+            assert!(refused.sentence.contains("(one HSM is unreachable)"), "{refused}");
+        }
+        let mut hsm = sick.hsms.remove(0);
+        hsm.state_message = Some("tampered with".to_owned());
+        assert!(degraded("cluster-a", &hsm).sentence.contains("(tampered with)"));
+    }
+
+    #[test]
+    fn wishes_are_checked_before_anything_is_made() {
+        let wish = |subnets: &[&str], retention_days: u16, tag: &str| ClusterWish {
+            name: "n".to_owned(),
+            subnets: subnets.iter().map(|id| (*id).to_owned()).collect(),
+            retention_days,
+            tags: vec![(tag.to_owned(), String::new())],
+            id: None,
+        };
+        assert!(wish(&["a", "b"], 7, "t").check().is_ok());
+        assert!(wish(&["a", "b"], 379, "t").check().is_ok());
+        for bad in [
+            wish(&[], 90, "t"),
+            wish(&["a", "a"], 90, "t"),
+            wish(&["a", "b"], 6, "t"),
+            wish(&["a", "b"], 380, "t"),
+            wish(&["a", "b"], 90, TAG_DEPLOYMENT),
+            wish(&["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k"], 90, "t"),
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}
