@@ -6,6 +6,11 @@
 
 pub mod account;
 pub mod advice;
+pub mod canary;
+pub mod key;
+pub mod lint;
+pub mod policy;
+mod settling;
 
 /// Which deployment a cluster, key store or key belongs to.
 pub const TAG_DEPLOYMENT: &str = "kmsfs:deployment";
