@@ -17,6 +17,8 @@ use super::info::InfoArgs;
 use super::init::InitArgs;
 use super::key::KeyArgs;
 use super::mounted::{StatusArgs, SyncArgs, UmountArgs};
+#[cfg(feature = "aws")]
+use super::provision::{self, ProvisionArgs};
 use super::recover::RecoverArgs;
 use super::verify::VerifyArgs;
 use super::{cat, doctor, estimate, export, info, init, key, mounted, recover, verify};
@@ -43,6 +45,8 @@ enum Command {
     Key(KeyArgs),
     Doctor(DoctorArgs),
     Estimate(EstimateArgs),
+    #[cfg(feature = "aws")]
+    Provision(ProvisionArgs),
 }
 
 /// The version, and which library encrypts content.
@@ -75,6 +79,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Key(args) => key::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Estimate(args) => estimate::run(args),
+        #[cfg(feature = "aws")]
+        Command::Provision(args) => provision::run(args),
     }
 }
 

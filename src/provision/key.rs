@@ -9,7 +9,10 @@ mod facts;
 mod search;
 
 pub use alias::{Pointed, Repoint, point_alias};
-pub use facts::{Head, KeyFacts, KeyStore, copy_wish, describe, key_store, look, successor_mark};
+pub use facts::{
+    Head, KeyFacts, KeyStore, copy_wish, describe, key_store, look, policy, successor_mark, tag,
+    tags,
+};
 pub use search::find;
 
 use super::account::{Account, Refused};
@@ -273,10 +276,9 @@ pub fn enable_rotation(account: &Account, arn: &str, days: u32) -> Result<(), Re
             async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
         });
         match enabled {
-            Err(refused) if refused.code == "NotFoundException" => Ok(Err(refused)),
+            Err(refused) if refused.code == "NotFoundException" => Ok(Err(refused.sentence)),
             other => other.map(Ok),
         }
-        .map(|seen| seen.map_err(|refused: Refused| refused.sentence))
     })?;
     seen.map_err(|sentence| Refused::here(Class::Denied, sentence))
 }

@@ -66,7 +66,7 @@ impl KeyFacts {
 }
 
 /// The value of a tag.
-pub(super) fn tag<'a>(tags: &'a [(String, String)], name: &str) -> Option<&'a str> {
+pub fn tag<'a>(tags: &'a [(String, String)], name: &str) -> Option<&'a str> {
     tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
@@ -119,8 +119,8 @@ pub fn look(account: &Account, key: &str) -> Result<Head, Refused> {
     }
 }
 
-/// The tags of a key.
-pub(super) fn tags(account: &Account, arn: &str) -> Result<Vec<(String, String)>, Refused> {
+/// The tags of a key: names and values.
+pub fn tags(account: &Account, arn: &str) -> Result<Vec<(String, String)>, Refused> {
     let (mut all, mut marker) = (vec![], None);
     loop {
         let (key, from) = (arn.to_owned(), marker.take());
@@ -138,7 +138,8 @@ pub(super) fn tags(account: &Account, arn: &str) -> Result<Vec<(String, String)>
     }
 }
 
-fn policy(account: &Account, arn: &str) -> Result<String, Refused> {
+/// The key policy, JSON.
+pub fn policy(account: &Account, arn: &str) -> Result<String, Refused> {
     let key = arn.to_owned();
     let answer = account.ask("GetKeyPolicy", &format!("KMS key {arn}"), move |clients| {
         let request = clients.kms.get_key_policy().key_id(&key).policy_name("default");
