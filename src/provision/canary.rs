@@ -50,10 +50,20 @@ pub fn try_key(
         Ok(again) => again,
         Err(denied) => return Ok(not_allowed(&denied)),
     };
+    verdict(arn, &key, &again, decrypt(account, arn, &wrong, &blob))
+}
+
+/// `elsewhere` is what came of unwrapping the key for another place.
+fn verdict(
+    arn: &str,
+    key: &Secret<32>,
+    again: &Secret<32>,
+    elsewhere: Result<Secret<32>, Refused>,
+) -> Result<Canary, Refused> {
     if key.expose() != again.expose() {
         return Err(impostor(arn, "what Decrypt gave is not what GenerateDataKey had made"));
     }
-    match decrypt(account, arn, &wrong, &blob) {
+    match elsewhere {
         Ok(_) => Err(impostor(arn, "a key wrapped for one place was unwrapped in another")),
         Err(refused) if matches!(refused.class, Class::Tampered | Class::Denied) => {
             Ok(Canary::Passed)
@@ -169,4 +179,51 @@ fn decrypt(
         }
     })?;
     made.ok_or_else(|| impostor(arn, "it gave a key that has not 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/a";
+
+    fn filled(byte: u8) -> Secret<32> {
+        Secret::fill_with(|out| out.fill(byte))
+    }
+
+    fn refused(code: &str, class: Class) -> Refused {
+        Refused { code: code.into(), ..Refused::here(class, "no") }
+    }
+
+    #[test]
+    fn a_key_must_come_back_as_it_went_and_nowhere_else() {
+        let tried = |again: u8, elsewhere| verdict(ARN, &filled(1), &filled(again), elsewhere);
+        for refusal in [
+            refused("InvalidCiphertextException", Class::Tampered),
+            refused("AccessDeniedException", Class::Denied),
+        ] {
+            assert_eq!(tried(1, Err(refusal)), Ok(Canary::Passed));
+        }
+        // Nothing was shown.
+        let silence = refused("", Class::Unreachable);
+        assert_eq!(tried(1, Err(silence.clone())), Err(silence));
+        let no = || Err(refused("InvalidCiphertextException", Class::Tampered));
+        for (again, elsewhere, words) in [
+            (2, no(), "not what GenerateDataKey had made"),
+            (1, Ok(filled(1)), "was unwrapped in another"),
+        ] {
+            let refused = tried(again, elsewhere).expect_err("it passed");
+            assert!(refused.class == Class::Tampered && refused.sentence.contains(words));
+        }
+    }
+
+    #[test]
+    fn a_silent_cluster_is_told_from_a_disconnected_store() {
+        let silent = explained(refused("KMSInvalidStateException", Class::Transient));
+        assert!(silent.sentence.contains("active HSM"));
+        let disconnected = refused("KMSInvalidStateException", Class::Revoked);
+        assert_eq!(explained(disconnected.clone()), disconnected);
+        assert!(may_pass(&silent) && !may_pass(&disconnected));
+        assert!(!may_pass(&refused("ExpiredTokenException", Class::Credentials)));
+    }
 }

@@ -230,19 +230,28 @@ fn create_once(account: &Account, wish: &KeyWish) -> Result<String, Refused> {
     })
 }
 
-/// Waits until a key that may be new can be used.
+/// Waits until a key that may be new can be used. What its policy allows is known with it, so a denial
+/// may be as passing as not being found.
 pub fn await_enabled(account: &Account, arn: &str, teller: &dyn Teller) -> Result<Head, Refused> {
     let what = format!("KMS key {arn}");
+    let mut last = None;
     let seen = settled(account, &what, teller, || match look(account, arn) {
         Ok(head) if head.state == "Enabled" => Ok(Ok(head)),
-        Ok(head) if ["Creating", "Updating"].contains(&head.state.as_str()) => Ok(Err(head.state)),
+        Ok(head) if ["Creating", "Updating"].contains(&head.state.as_str()) => {
+            last = None;
+            Ok(Err(head.state))
+        }
         Ok(head) => Err(unusable(&head)),
-        Err(refused) if refused.code == "NotFoundException" => Ok(Err("not to be seen".to_owned())),
+        Err(refused) if refused.class == Class::Denied => {
+            let state = refused.code.clone();
+            last = Some(refused);
+            Ok(Err(state))
+        }
         Err(refused) => Err(refused),
     })?;
     seen.map_err(|state| {
         let text = format!("{what} is still {state}; run the same command again in a few minutes");
-        Refused::here(Class::Unreachable, text)
+        last.unwrap_or_else(|| Refused::here(Class::Unreachable, text))
     })
 }
 

@@ -333,8 +333,8 @@ impl Lint<'_> {
         }
         if !through_iam && !keeps {
             let text = format!("{} could not change the policy again", self.caller.arn);
-            let advice = "KMS refuses that (its lockout check stays on): name yourself or the \
-                          account's root as an administrator";
+            let advice = "KMS refuses that (BypassPolicyLockoutSafetyCheck stays false): name yourself or \
+                          the account's root as an administrator";
             self.add(Level::Error, "administration", text, advice);
         }
         if !named {

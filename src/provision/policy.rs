@@ -179,6 +179,7 @@ impl PolicyWish {
         if !sso.is_empty() {
             let mut roots: Vec<String> =
                 sso.iter().filter_map(|arn| Some(self.root_of(account_of(arn)?))).collect();
+            roots.sort();
             roots.dedup();
             let patterns: Vec<String> = sso.iter().filter_map(pattern).collect();
             let mut statement = allow(&format!("{sid}Sso"), &roots, actions);

@@ -310,6 +310,9 @@ fn what_is_new_may_not_be_known_everywhere_yet() {
     assert!(bed.fake.calls_with("DescribeKey", "NotFoundException") > 2);
     // Nor what it allows.
     let bed = Bed::new();
+    let unknown = || Effect::Error(Fault::client("NotFoundException", "Key does not exist"));
+    bed.fake.fault(Rule::new(unknown()).on("CreateAlias").times(2));
+    bed.fake.fault(Rule::new(unknown()).on("GenerateDataKey").times(2));
     bed.fake.fault(Rule::new(Effect::Deny).on("GenerateDataKey").times(2));
     bed.fake.fault(Rule::new(Effect::Deny).on("Decrypt").times(1));
     assert_eq!(made(&mut bed.key(&["--settling", "10s"]))["canary"], "passed");

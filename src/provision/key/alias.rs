@@ -41,10 +41,10 @@ pub fn point_alias(
         Some(present) if present == arn => return Ok(Pointed::Unchanged),
         Some(present) => {
             allow_move(alias, &present, repoint)?;
-            send(account, alias, arn, Call::Update)?;
+            send(account, alias, arn, Call::Update, teller)?;
             Pointed::Moved
         }
-        None => match send(account, alias, arn, Call::Create) {
+        None => match send(account, alias, arn, Call::Create, teller) {
             Ok(()) => Pointed::Created,
             // A first try whose answer was lost, or somebody else meanwhile: which, has to be seen.
             Err(refused) if refused.code == "AlreadyExistsException" => {
@@ -74,7 +74,7 @@ fn settle(
         Ok(present) if present == arn => Ok(Pointed::Created),
         Ok(present) => {
             allow_move(alias, &present, repoint)?;
-            send(account, alias, arn, Call::Update)?;
+            send(account, alias, arn, Call::Update, teller)?;
             await_target(account, alias, arn, teller)?;
             Ok(Pointed::Moved)
         }
@@ -111,8 +111,30 @@ enum Call {
     Update,
 }
 
+/// Where aliases are made, a key just made may not be known yet.
+fn send(
+    account: &Account,
+    alias: &str,
+    arn: &str,
+    call: Call,
+    teller: &dyn Teller,
+) -> Result<(), Refused> {
+    let mut last = None;
+    let sent = settled(account, alias, teller, || match send_once(account, alias, arn, call) {
+        Err(refused) if refused.code == "NotFoundException" => {
+            last = Some(refused);
+            Ok(Err(format!("waiting for {arn} to be known")))
+        }
+        other => other.map(Ok),
+    })?;
+    match (sent, last) {
+        (Err(_), Some(refused)) => Err(refused),
+        _ => Ok(()),
+    }
+}
+
 /// Both may be sent twice: the second time changes nothing.
-fn send(account: &Account, alias: &str, arn: &str, call: Call) -> Result<(), Refused> {
+fn send_once(account: &Account, alias: &str, arn: &str, call: Call) -> Result<(), Refused> {
     let (name, key) = (alias.to_owned(), arn.to_owned());
     match call {
         Call::Create => account.ask("CreateAlias", alias, move |clients| {

@@ -276,3 +276,36 @@ pub fn copy_wish(
         policy: facts.policy,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provision::TAG_VOLUME;
+
+    #[test]
+    fn each_key_has_one_successor() {
+        let mark = |tags: &[(&str, &str)]| {
+            let tags = tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            successor_mark(&KeyFacts {
+                arn: "arn:aws:kms:us-east-1:111122223333:key/1234".into(),
+                state: "Enabled".into(),
+                origin: "AWS_KMS".into(),
+                store: None,
+                manager: "CUSTOMER".into(),
+                description: String::new(),
+                xks_key_id: None,
+                multi_region: false,
+                is_usable_kind: true,
+                policy: String::new(),
+                tags,
+                aliases: vec![],
+            })
+        };
+        assert_eq!(mark(&[(TAG_VOLUME, "aa"), (TAG_REQUEST, "aa.1")]), "aa.2");
+        assert_eq!(mark(&[(TAG_REQUEST, "aa.41")]), "aa.42");
+        // Made by hand.
+        assert_eq!(mark(&[(TAG_VOLUME, "aa")]), "aa.2");
+        assert_eq!(mark(&[(TAG_VOLUME, "aa"), (TAG_REQUEST, "other")]), "aa.2");
+        assert_eq!(mark(&[]), "1234.2");
+    }
+}

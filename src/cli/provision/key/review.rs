@@ -34,7 +34,10 @@ impl Review<'_> {
         fact("account", &format!("{} ({})", self.caller.account, self.account.region()));
         fact("caller", &self.caller.arn);
         match self.present {
-            Some(head) => fact("key", &format!("exists: {}", head.arn)),
+            Some(head) => {
+                fact("key", &format!("exists: {}", head.arn));
+                note("Of what follows it gets the alias; policy, tags and description it keeps.");
+            }
             None => fact("key", &format!("to be made, {}", place(&self.wish.origin))),
         }
         fact("description", &self.wish.description);
