@@ -7,15 +7,20 @@
 pub mod account;
 pub mod activate;
 pub mod advice;
+pub mod canary;
 pub mod certificate;
 pub mod cluster;
 pub mod connection;
 pub mod files;
 pub mod initialize;
+pub mod key;
 pub mod key_store;
 pub mod lifecycle;
+pub mod lint;
 pub mod once;
 pub mod plan;
+pub mod policy;
+mod settling;
 pub mod survey;
 pub mod teardown;
 

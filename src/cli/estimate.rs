@@ -24,11 +24,11 @@ const DEFAULT_SHARE: u32 = 256;
 /// GenerateDataKey, against the quota of a key store.
 const GENERATE_UNITS: u64 = 3;
 /// Dollars a month for a KMS key.
-const KEY_MONTH: f64 = 1.0;
+pub const KEY_MONTH: f64 = 1.0;
 /// Calls of the probe in a month of 730 hours: one a minute.
 const PROBES_MONTH: u64 = 730 * 60;
 /// Dollars an hour for one hsm2m.medium; a store needs two.
-const HSM_HOUR: f64 = 1.60;
+pub const HSM_HOUR: f64 = 1.60;
 
 /// Estimate the KMS calls, the time and the money that DIR takes as a volume
 #[derive(Args)]

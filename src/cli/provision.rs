@@ -4,6 +4,7 @@ pub mod account;
 mod activate;
 mod certificate;
 mod cluster;
+mod key;
 mod key_store;
 mod plan;
 pub mod screen;
@@ -33,6 +34,7 @@ enum ProvisionCommand {
     Certificate(certificate::CertificateArgs),
     Activate(activate::ActivateArgs),
     KeyStore(key_store::KeyStoreArgs),
+    Key(Box<key::KeyArgs>),
     Teardown(teardown::TeardownArgs),
 }
 
@@ -44,6 +46,7 @@ pub fn run(args: &ProvisionArgs) -> anyhow::Result<()> {
         ProvisionCommand::Certificate(args) => certificate::run(args),
         ProvisionCommand::Activate(args) => activate::run(args),
         ProvisionCommand::KeyStore(args) => key_store::run(args),
+        ProvisionCommand::Key(args) => key::run(args),
         ProvisionCommand::Teardown(args) => teardown::run(args),
     }
 }

@@ -284,7 +284,7 @@ fn jittered(pause: Duration) -> Duration {
 }
 
 /// What KMS checks, logs and lets policies ask for.
-fn encryption_context(context: &WrapContext) -> HashMap<String, String> {
+pub fn encryption_context(context: &WrapContext) -> HashMap<String, String> {
     let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
     let mut pairs = HashMap::from([("kmsfs:volume".to_owned(), hex(&context.volume.0))]);
     let purpose = match context.purpose {
@@ -299,7 +299,7 @@ fn encryption_context(context: &WrapContext) -> HashMap<String, String> {
 }
 
 /// Moves a plaintext key into locked memory; `None` if it has another length.
-fn secret(blob: Option<Blob>) -> Option<Secret<32>> {
+pub fn secret(blob: Option<Blob>) -> Option<Secret<32>> {
     let mut bytes = blob?.into_inner();
     let fits = bytes.len() == 32;
     let key = fits.then(|| Secret::fill_with(|out| out.copy_from_slice(&bytes)));

@@ -1,11 +1,15 @@
 //! What to do about an error, by operation and code: one table.
 
+mod keys;
+
 use crate::keys::aws::classify::Class;
+
+/// Operation (empty: any), code, what to do.
+type Row = (&'static str, &'static str, &'static str);
 
 /// Codes that mean the same whatever was asked, or something else for one operation; the first row
 /// that fits counts.
-const ADVICE: &[(&str, &str, &str)] = &[
-    // Operation (empty: any), code, what to do.
+const ADVICE: &[Row] = &[
     (
         "",
         "AccessDeniedException",
@@ -352,12 +356,12 @@ const ADVICE: &[(&str, &str, &str)] = &[
 
 /// What to do.
 pub fn about(operation: &str, code: &str, class: Class) -> &'static str {
-    let fits =
-        |row: &&(&str, &str, &str)| (row.0.is_empty() || row.0 == operation) && row.1 == code;
-    match ADVICE.iter().find(fits) {
-        Some((_, _, advice)) => advice,
-        None => of_class(class),
-    }
+    row(operation, code).map_or_else(|| of_class(class), |(_, _, advice)| advice)
+}
+
+fn row(operation: &str, code: &str) -> Option<&'static Row> {
+    let fits = |row: &&Row| (row.0.is_empty() || row.0 == operation) && row.1 == code;
+    keys::ADVICE.iter().chain(ADVICE).find(fits)
 }
 
 fn of_class(class: Class) -> &'static str {

@@ -6,4 +6,5 @@ mod aws;
 mod activate;
 mod certificate;
 mod ground;
+mod key;
 mod stores;

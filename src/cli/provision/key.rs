@@ -1,0 +1,450 @@
+//! `kmsfsctl provision key`: makes the KMS key of a volume, with policy, tags and alias.
+//!
+//! The order matters: everything is read and looked over first, nothing is made before the operator has
+//! seen it, and whatever is made is found again by its mark.
+
+mod review;
+
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+
+use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
+use crate::cli::mount::options::volume_id;
+use crate::cli::output::{Out, hex, note};
+use crate::crypto::random_array;
+use crate::format::VolumeId;
+use crate::keys::aws::classify::Class;
+use crate::keys::finding::{Finding, Level};
+use crate::provision::account::{Account, Caller, Refused};
+use crate::provision::canary::{self, Canary};
+use crate::provision::key::{self, Head, KeyWish, Made, Origin, Pointed, Repoint, TAG_REQUEST};
+use crate::provision::policy::PolicyWish;
+use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME, lint};
+
+use super::account::AccountOptions;
+use review::{Outcome, Review, Trial, confirm, show_findings};
+
+/// Make the KMS key of a volume, with its policy, tags and alias
+#[derive(Args)]
+pub struct KeyArgs {
+    /// Where the key's material is
+    #[arg(long, value_enum, default_value_t = Place::AwsCloudhsm)]
+    origin: Place,
+    /// Key store, by id or name (default: the name of the deployment)
+    #[arg(long, value_name = "STORE")]
+    key_store: Option<String>,
+    /// The key in the external key manager, for a key of an external key store
+    #[arg(long, value_name = "ID")]
+    xks_key_id: Option<String>,
+    /// Text for people
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Alias (default: alias/ and the name of the deployment)
+    #[arg(long, value_name = "ALIAS", value_parser = alias_name)]
+    alias: Option<String>,
+    /// Point the alias at this key even if it points at another one
+    #[arg(long)]
+    repoint_alias: bool,
+    /// A tag; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = tag)]
+    tag: Vec<(String, String)>,
+    /// The volume the key is for (32 hexadecimal digits); without it, the one an earlier run chose, or a
+    /// new one, to be given to `init`
+    #[arg(long, value_name = "ID", value_parser = volume_id)]
+    volume_id: Option<[u8; 16]>,
+    /// Have KMS rotate the key every N days (90 to 2560); only a key of KMS itself
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(90..=2560))]
+    rotation_days: Option<u32>,
+    #[command(flatten)]
+    who: WhoOptions,
+    /// Print the policy and end: nothing is made
+    #[arg(long)]
+    policy_only: bool,
+    /// Go on although the policy has faults
+    #[arg(long)]
+    accept_findings: bool,
+    /// Fail if the key cannot be tried, for example because this caller may not use it
+    #[arg(long)]
+    require_canary: bool,
+    /// Do not ask before anything is made
+    #[arg(long)]
+    yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// Who may do what.
+#[derive(Args)]
+struct WhoOptions {
+    /// Who looks after the key, and cannot use it; may be repeated
+    #[arg(long, value_name = "ARN")]
+    admin: Vec<String>,
+    /// Who mounts the volume; may be repeated
+    #[arg(long, value_name = "ARN")]
+    user: Vec<String>,
+    /// Who mounts it read-only; may be repeated
+    #[arg(long, value_name = "ARN")]
+    read_only: Vec<String>,
+    /// Who brings it to another key with `key rotate`; may be repeated
+    #[arg(long, value_name = "ARN")]
+    rotator: Vec<String>,
+    /// Another account whose administrators say which of its hosts mount the volume; may be repeated
+    #[arg(long, value_name = "ACCOUNT", value_parser = account_id)]
+    account: Vec<String>,
+    /// Do not let administrators delete the key
+    #[arg(long)]
+    no_delete: bool,
+    /// Write the policy the AWS console writes, which is wider: not bound to the volume
+    #[arg(long, conflicts_with_all = [
+        "read_only", "rotator", "via_vpce", "extra_recipients", "sso_wildcard",
+    ])]
+    console_policy: bool,
+    /// Let AWS services use the key on behalf of users
+    #[arg(long)]
+    allow_aws_services: bool,
+    /// Let the key be used through this VPC endpoint only; may be repeated
+    #[arg(long, value_name = "VPCE-ID", value_parser = endpoint_id)]
+    via_vpce: Vec<String>,
+    /// Let users wrap for this key although another one makes the keys (a volume with several recipients)
+    #[arg(long)]
+    extra_recipients: bool,
+    /// Name roles of single sign-on by pattern, so that they outlive their permission set
+    #[arg(long)]
+    sso_wildcard: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Place {
+    /// A CloudHSM cluster (custom key store)
+    AwsCloudhsm,
+    /// KMS itself
+    AwsKms,
+    /// An external key manager (external key store)
+    ExternalKeyStore,
+}
+
+impl WhoOptions {
+    fn policy(&self, caller: &Caller, volume: VolumeId) -> Value {
+        let wish = PolicyWish {
+            admins: self.admin.clone(),
+            users: self.user.clone(),
+            read_only: self.read_only.clone(),
+            rotators: self.rotator.clone(),
+            accounts: self.account.clone(),
+            may_delete: !self.no_delete,
+            extra_recipients: self.extra_recipients,
+            aws_services: self.allow_aws_services,
+            endpoints: self.via_vpce.clone(),
+            sso_wildcard: self.sso_wildcard,
+            ..PolicyWish::new(caller, volume)
+        };
+        if self.console_policy { wish.console() } else { wish.strict() }
+    }
+}
+
+/// What is to be there in the end.
+struct Goal {
+    volume: VolumeId,
+    alias: String,
+    /// What the alias points to now.
+    target: Option<String>,
+    mark: String,
+}
+
+/// Runs the command.
+pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
+    check_options(args)?;
+    let account = args.account.account()?;
+    let caller = account.caller()?;
+    let goal = goal(args, &account)?;
+    let policy = args.who.policy(&caller, goal.volume);
+    let findings = lint::findings(&policy, &caller);
+    if args.policy_only {
+        return print_policy(args, &goal, &policy, &findings);
+    }
+    let wish = wish(args, &account, &goal, &policy)?;
+    let present = key::find(&account, &wish.mark, wish.alias.as_deref())?;
+    refuse_foreign_alias(args, &goal, present.as_ref())?;
+    Review {
+        account: &account,
+        caller: &caller,
+        wish: &wish,
+        alias: &goal.alias,
+        policy: &policy,
+        findings: &findings,
+        present: present.as_ref(),
+        rotation_days: args.rotation_days,
+    }
+    .show();
+    refuse_faults(&findings, args.accept_findings)?;
+    let is_done =
+        present.is_some() && present.as_ref().map(|head| &head.arn) == goal.target.as_ref();
+    if !is_done {
+        confirm(args.yes, "Make this?")?;
+    }
+    let id = hex(&goal.volume.0);
+    let outcome = provision(args, &account, &goal, &wish, present).with_context(|| {
+        format!("volume id {id}: run the same command again with --volume-id {id} to go on")
+    })?;
+    outcome.print(args.json)?;
+    outcome.verdict(args.require_canary)
+}
+
+/// Makes what is missing, and tries the key.
+fn provision(
+    args: &KeyArgs,
+    account: &Account,
+    goal: &Goal,
+    wish: &KeyWish,
+    present: Option<Head>,
+) -> Result<Outcome, Refused> {
+    let teller = review::Screen { quiet: args.json };
+    let made: Made = match present {
+        Some(head) => key::adopt(account, wish, &head, &teller)?,
+        None => key::create(account, wish, &teller)?,
+    };
+    if let Some(days) = args.rotation_days {
+        key::enable_rotation(account, &made.arn, days)?;
+    }
+    let repoint = if args.repoint_alias { Repoint::Any } else { Repoint::Never };
+    let pointed = key::point_alias(account, &goal.alias, &made.arn, repoint, &teller)?;
+    let policy_differs = !made.created && differs(account, &made.arn, &wish.policy);
+    let trial = match canary::try_key(account, &made.arn, goal.volume, &teller) {
+        Ok(Canary::Passed) => Trial::Passed,
+        Ok(Canary::NotAllowed(text)) => Trial::NotAllowed(text),
+        Err(refused) => Trial::Failed(refused.sentence),
+    };
+    Ok(Outcome {
+        key: made.arn,
+        created: made.created,
+        alias: goal.alias.clone(),
+        alias_moved: pointed == Pointed::Moved,
+        volume_id: hex(&goal.volume.0),
+        rotation_days: args.rotation_days,
+        policy_differs,
+        trial,
+    })
+}
+
+/// Is the key's policy another one than is wanted? One that cannot be read is not told of.
+fn differs(account: &Account, arn: &str, wanted: &str) -> bool {
+    let parsed = |text: &str| serde_json::from_str::<Value>(text).ok();
+    key::policy(account, arn).is_ok_and(|present| parsed(&present) != parsed(wanted))
+}
+
+fn check_options(args: &KeyArgs) -> anyhow::Result<()> {
+    let refuse = |text: &str| Err(failure(FAILURE, text.to_owned()));
+    let external = args.origin == Place::ExternalKeyStore;
+    if args.rotation_days.is_some() && args.origin != Place::AwsKms {
+        return refuse(
+            "KMS rotates no key of a key store: take --rotation-days away, and have `kmsfsctl key \
+             rotate` make a new key when it is time",
+        );
+    }
+    if args.origin == Place::AwsKms && args.key_store.is_some() {
+        return refuse(
+            "a key of KMS itself is in no key store: take --key-store away, or --origin",
+        );
+    }
+    if external != args.xks_key_id.is_some() {
+        return refuse(
+            "--xks-key-id names the key in an external key manager: it belongs to --origin \
+             external-key-store, which needs it",
+        );
+    }
+    Ok(())
+}
+
+/// The volume that was named, or the one an earlier run chose, or a new one.
+fn goal(args: &KeyArgs, account: &Account) -> anyhow::Result<Goal> {
+    let alias = match &args.alias {
+        Some(alias) => alias.clone(),
+        None => alias_name(&args.account.name).map_err(|text| failure(FAILURE, text))?,
+    };
+    let new = |target| {
+        let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
+        let mark = format!("{}.1", hex(&volume.0));
+        Goal { volume, alias: alias.clone(), target, mark }
+    };
+    if args.policy_only {
+        return Ok(new(None));
+    }
+    let Some(head) = unless_denied(key::look(account, &alias))? else { return Ok(new(None)) };
+    let tags = unless_denied(key::tags(account, &head.arn))?.unwrap_or_default();
+    let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(args.account.name.as_str());
+    let volume = key::tag(&tags, TAG_VOLUME).and_then(|id| volume_id(id).ok());
+    let target = Some(head.arn);
+    match (volume, key::tag(&tags, TAG_REQUEST)) {
+        (Some(id), Some(mark)) if ours && args.volume_id.is_none_or(|wanted| wanted == id) => {
+            Ok(Goal { volume: VolumeId(id), alias, target, mark: mark.to_owned() })
+        }
+        _ => Ok(new(target)),
+    }
+}
+
+/// Nothing, if there is no such thing for this caller.
+fn unless_denied<T>(answer: Result<T, Refused>) -> Result<Option<T>, Refused> {
+    match answer {
+        Ok(there) => Ok(Some(there)),
+        Err(refused) if refused.class == Class::Denied => Ok(None),
+        Err(refused) => Err(refused),
+    }
+}
+
+fn wish(args: &KeyArgs, account: &Account, goal: &Goal, policy: &Value) -> anyhow::Result<KeyWish> {
+    let (name, id) = (&args.account.name, hex(&goal.volume.0));
+    let own = [(TAG_DEPLOYMENT, name.clone()), (TAG_VOLUME, id.clone())];
+    let own = own.map(|(name, value)| (name.to_owned(), value));
+    let description =
+        args.description.clone().unwrap_or_else(|| format!("kmsfs volume {id} ({name})"));
+    Ok(KeyWish {
+        origin: origin(args, account)?,
+        description,
+        alias: Some(goal.alias.clone()),
+        tags: own.into_iter().chain(args.tag.iter().cloned()).collect(),
+        policy: policy.to_string(),
+        mark: goal.mark.clone(),
+    })
+}
+
+fn origin(args: &KeyArgs, account: &Account) -> anyhow::Result<Origin> {
+    let kind = match args.origin {
+        Place::AwsKms => return Ok(Origin::AwsKms),
+        Place::AwsCloudhsm => "AWS_CLOUDHSM",
+        Place::ExternalKeyStore => "EXTERNAL_KEY_STORE",
+    };
+    let name = args.key_store.as_ref().unwrap_or(&args.account.name);
+    let Some(store) = key::key_store(account, name)? else {
+        let text = format!(
+            "there is no key store {name} in {}: name one with --key-store, or make a key of KMS \
+             itself with --origin aws-kms",
+            account.region()
+        );
+        return Err(failure(FAILURE, text));
+    };
+    if store.kind != kind {
+        let text = format!("key store {name} is of the kind {}, and {kind} is wanted", store.kind);
+        return Err(failure(FAILURE, format!("{text}: correct --origin or --key-store")));
+    }
+    if store.connection != "CONNECTED" {
+        let text = format!(
+            "key store {name} is {}: connect it (`aws kms connect-custom-key-store --region {} \
+             --custom-key-store-id {}`), and run the same command again when it is CONNECTED",
+            store.connection,
+            account.region(),
+            store.id
+        );
+        return Err(failure(KEY_UNAVAILABLE, text));
+    }
+    Ok(match args.xks_key_id.clone() {
+        Some(xks_key_id) => Origin::External { store: store.id, xks_key_id },
+        None => Origin::CloudHsm { store: store.id },
+    })
+}
+
+/// Before anything is made: a key whose alias cannot be had would be left over.
+fn refuse_foreign_alias(args: &KeyArgs, goal: &Goal, present: Option<&Head>) -> anyhow::Result<()> {
+    match &goal.target {
+        Some(target) if !args.repoint_alias && present.is_none_or(|head| head.arn != *target) => {
+            let text = format!(
+                "{} points to another key ({target}), and somebody may rely on that; choose another \
+                 --name or --alias, or say --repoint-alias; nothing was made",
+                goal.alias
+            );
+            Err(failure(FAILURE, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refuse_faults(findings: &[Finding], accepted: bool) -> anyhow::Result<()> {
+    let faults = findings.iter().filter(|finding| finding.level == Level::Error).count();
+    if faults == 0 || accepted {
+        return Ok(());
+    }
+    let what = if faults == 1 { "a fault".to_owned() } else { format!("{faults} faults") };
+    let advice = "correct what is named above (or say --accept-findings)";
+    Err(failure(FAILURE, format!("the policy has {what}; {advice}; nothing was made")))
+}
+
+fn print_policy(
+    args: &KeyArgs,
+    goal: &Goal,
+    policy: &Value,
+    findings: &[Finding],
+) -> anyhow::Result<()> {
+    show_findings(findings);
+    if args.volume_id.is_none() && !args.who.console_policy {
+        let id = hex(&goal.volume.0);
+        note(format!("Volume id {id}: give it to `kmsfsctl init --volume-id`."));
+    }
+    let mut out = Out::new();
+    out.json(policy)?;
+    out.finish()?;
+    refuse_faults(findings, args.accept_findings)
+}
+
+/// `alias/NAME`; the first part may be left out.
+fn alias_name(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("alias/").unwrap_or(text);
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"/_-".contains(&b);
+    let fits = !name.is_empty() && name.len() <= 250 && name.bytes().all(legal);
+    if !fits || name.starts_with("aws/") {
+        return Err(format!(
+            "{text:?} cannot be an alias: up to 250 letters, digits, /, _ and -, and not aws/…"
+        ));
+    }
+    Ok(format!("alias/{name}"))
+}
+
+/// `NAME=VALUE`.
+fn tag(text: &str) -> Result<(String, String), String> {
+    let Some((name, value)) = text.split_once('=') else {
+        return Err(format!("{text:?} is not NAME=VALUE"));
+    };
+    let fits = (1..=128).contains(&name.chars().count()) && value.chars().count() <= 256;
+    if !fits || name.starts_with("aws:") || name.starts_with("kmsfs:") {
+        return Err(format!(
+            "{text:?} cannot be a tag: a name has 1 to 128 characters and begins with neither aws: \
+             nor kmsfs:, a value has up to 256"
+        ));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn account_id(text: &str) -> Result<String, String> {
+    let fits = text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit());
+    if fits { Ok(text.to_owned()) } else { Err(format!("{text:?} is not twelve digits")) }
+}
+
+fn endpoint_id(text: &str) -> Result<String, String> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    let fits = text.strip_prefix("vpce-").is_some_and(|id| !id.is_empty() && id.bytes().all(legal));
+    if fits { Ok(text.to_owned()) } else { Err(format!("{text:?} is no id such as vpce-1a2b3c4d")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aliases_tags_accounts_and_endpoints_have_a_form() {
+        assert_eq!(alias_name("files").as_deref(), Ok("alias/files"));
+        assert_eq!(alias_name("alias/team/files").as_deref(), Ok("alias/team/files"));
+        for text in ["", "alias/", "alias/aws/x", "aws/x", "a b", "a:b"] {
+            assert!(alias_name(text).is_err(), "{text}");
+        }
+        assert_eq!(tag("team=a=b"), Ok(("team".to_owned(), "a=b".to_owned())));
+        assert_eq!(tag("team="), Ok(("team".to_owned(), String::new())));
+        for text in ["team", "=x", "aws:x=y", "kmsfs:volume=x"] {
+            assert!(tag(text).is_err(), "{text}");
+        }
+        assert!(account_id("111122223333").is_ok() && account_id("1111").is_err());
+        assert!(endpoint_id("vpce-1a2b").is_ok() && endpoint_id("vpc-1").is_err());
+    }
+}

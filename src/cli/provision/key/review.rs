@@ -1,0 +1,226 @@
+//! What is shown before a key is made, while it is made, and when it is there.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::estimate::{HSM_HOUR, KEY_MONTH};
+use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
+use crate::cli::output::{Out, note};
+use crate::keys::finding::Finding;
+use crate::provision::Teller;
+use crate::provision::account::{Account, Caller};
+use crate::provision::key::{Head, KeyWish, Origin};
+
+/// Hours of an average month.
+const MONTH_HOURS: f64 = 730.0;
+
+/// All that is about to be, on standard error: standard output is for the result.
+pub struct Review<'a> {
+    pub account: &'a Account,
+    pub caller: &'a Caller,
+    pub wish: &'a KeyWish,
+    pub alias: &'a str,
+    pub policy: &'a Value,
+    pub findings: &'a [Finding],
+    pub present: Option<&'a Head>,
+    pub rotation_days: Option<u32>,
+}
+
+impl Review<'_> {
+    pub fn show(&self) {
+        let fact = |label: &str, value: &str| note(format!("{label:<20} {value}"));
+        fact("account", &format!("{} ({})", self.caller.account, self.account.region()));
+        fact("caller", &self.caller.arn);
+        match self.present {
+            Some(head) => {
+                fact("key", &format!("exists: {}", head.arn));
+                note("Of what follows it gets the alias; policy, tags and description it keeps.");
+            }
+            None => fact("key", &format!("to be made, {}", place(&self.wish.origin))),
+        }
+        fact("description", &self.wish.description);
+        fact("alias", self.alias);
+        let tags: Vec<String> =
+            self.wish.tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        fact("tags", &tags.join(", "));
+        match (self.rotation_days, &self.wish.origin) {
+            (Some(days), _) => fact("rotation", &format!("by KMS, every {days} days")),
+            (None, Origin::AwsKms) => fact("rotation", "none by KMS (--rotation-days N)"),
+            (None, _) => {
+                fact("rotation", "by `kmsfsctl key rotate`: KMS rotates no key of a store")
+            }
+        }
+        fact("cost", &cost(&self.wish.origin));
+        note("policy");
+        if let Ok(text) = serde_json::to_string_pretty(self.policy) {
+            note(text);
+        }
+        show_findings(self.findings);
+    }
+}
+
+fn place(origin: &Origin) -> String {
+    match origin {
+        Origin::AwsKms => "in KMS".to_owned(),
+        Origin::CloudHsm { store } => format!("in the CloudHSM cluster of key store {store}"),
+        Origin::External { store, xks_key_id } => {
+            format!("in external key store {store}, as its key {xks_key_id}")
+        }
+    }
+}
+
+fn cost(origin: &Origin) -> String {
+    let cluster = match origin {
+        Origin::CloudHsm { .. } => {
+            let dollars = 2.0 * HSM_HOUR * MONTH_HOURS;
+            format!("; the cluster, if of two HSMs, ${dollars:.2} a month beside, key or no key")
+        }
+        Origin::AwsKms | Origin::External { .. } => String::new(),
+    };
+    format!("${KEY_MONTH:.2} a month, and for calls what `kmsfsctl estimate` says{cluster}")
+}
+
+pub fn show_findings(findings: &[Finding]) {
+    for finding in findings {
+        let Finding { level, about, found, .. } = finding;
+        note(format!("{:<8} {about}: {found}", level.word()));
+        if let Some(advice) = &finding.advice {
+            note(format!("         {advice}"));
+        }
+    }
+}
+
+/// Asks on the terminal, unless told not to.
+pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        let text =
+            "there is no terminal to ask on; say --yes if this is to be made; nothing was made";
+        return Err(failure(FAILURE, text));
+    }
+    // A closed standard error shows in the answer that does not come.
+    let _ = write!(io::stderr(), "{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(failure(FAILURE, "nothing was made")),
+    }
+}
+
+/// Tells on standard error how long it takes.
+pub struct Screen {
+    pub quiet: bool,
+}
+
+impl Teller for Screen {
+    fn waiting(&self, what: &str, state: &str) {
+        if !self.quiet {
+            note(format!("{what}: {state}"));
+        }
+    }
+
+    fn done(&self, what: &str) {
+        if !self.quiet {
+            note(what);
+        }
+    }
+}
+
+/// What came of trying the key.
+pub enum Trial {
+    Passed,
+    NotAllowed(String),
+    Failed(String),
+}
+
+/// What is there now.
+pub struct Outcome {
+    pub key: String,
+    pub created: bool,
+    pub alias: String,
+    pub alias_moved: bool,
+    pub volume_id: String,
+    pub rotation_days: Option<u32>,
+    pub policy_differs: bool,
+    pub trial: Trial,
+}
+
+#[derive(Serialize)]
+struct Facts<'a> {
+    key: &'a str,
+    created: bool,
+    alias: &'a str,
+    alias_moved: bool,
+    volume_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotation_days: Option<u32>,
+    /// The key was there before, with another policy than is wanted now.
+    policy_differs: bool,
+    /// `passed`, `not-allowed` or `failed`.
+    canary: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canary_text: Option<&'a str>,
+    next: String,
+}
+
+impl Outcome {
+    pub fn print(&self, json: bool) -> anyhow::Result<()> {
+        let next =
+            format!("kmsfsctl init DIR --key aws-kms:{} --volume-id {}", self.key, self.volume_id);
+        let (canary, canary_text) = match &self.trial {
+            Trial::Passed => ("passed", None),
+            Trial::NotAllowed(text) => ("not-allowed", Some(text.as_str())),
+            Trial::Failed(text) => ("failed", Some(text.as_str())),
+        };
+        let mut out = Out::new();
+        if json {
+            out.json(&Facts {
+                key: &self.key,
+                created: self.created,
+                alias: &self.alias,
+                alias_moved: self.alias_moved,
+                volume_id: &self.volume_id,
+                rotation_days: self.rotation_days,
+                policy_differs: self.policy_differs,
+                canary,
+                canary_text,
+                next,
+            })?;
+            return out.finish();
+        }
+        let how = if self.created { "made" } else { "exists" };
+        out.fact("key", format!("{} ({how})", self.key))?;
+        let moved = if self.alias_moved { " (pointed elsewhere before)" } else { "" };
+        out.fact("alias", format!("{}{moved}", self.alias))?;
+        out.fact("volume id", &self.volume_id)?;
+        if self.policy_differs {
+            let text =
+                "not as shown above: the key keeps the one it has (`aws kms put-key-policy`)";
+            out.fact("policy", text)?;
+        }
+        match canary_text {
+            None => out.fact("trial", "a data key was made, unwrapped, and refused elsewhere")?,
+            Some(text) => out.fact("trial", text)?,
+        }
+        out.line(format!("Next: {next}"))?;
+        out.finish()
+    }
+
+    /// What the exit code is about.
+    pub fn verdict(&self, require_canary: bool) -> anyhow::Result<()> {
+        match &self.trial {
+            Trial::Failed(text) => {
+                Err(failure(KEY_UNAVAILABLE, format!("the key is there and does not work: {text}")))
+            }
+            Trial::NotAllowed(_) if require_canary => {
+                Err(failure(KEY_UNAVAILABLE, "the key is there and was not tried, see above"))
+            }
+            Trial::Passed | Trial::NotAllowed(_) => Ok(()),
+        }
+    }
+}
