@@ -3,7 +3,11 @@
 //! The descriptor changes first, in one step; then, if recipients changed, a sweep brings every file
 //! header in line. Running the same command again finishes a sweep that was interrupted.
 
+#[cfg(feature = "aws")]
+mod retire;
 mod rewrap;
+#[cfg(feature = "aws")]
+mod rotate;
 mod status;
 mod sweep;
 mod target;
@@ -54,6 +58,10 @@ enum KeyCommand {
     ChangePassphrase(PassphraseArgs),
     Status(status::StatusArgs),
     Rewrap(rewrap::RewrapArgs),
+    #[cfg(feature = "aws")]
+    Rotate(rotate::RotateArgs),
+    #[cfg(feature = "aws")]
+    Retire(retire::RetireArgs),
 }
 
 /// Make an X25519 identity, to be kept offline, and print its public key
@@ -139,6 +147,10 @@ pub fn run(args: KeyArgs) -> anyhow::Result<()> {
         KeyCommand::ChangePassphrase(args) => change_passphrase(&args),
         KeyCommand::Status(args) => status::run(&args),
         KeyCommand::Rewrap(args) => rewrap::run(&args),
+        #[cfg(feature = "aws")]
+        KeyCommand::Rotate(args) => rotate::run(&args),
+        #[cfg(feature = "aws")]
+        KeyCommand::Retire(args) => retire::run(&args),
     }
 }
 

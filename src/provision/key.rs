@@ -10,8 +10,8 @@ mod search;
 
 pub use alias::{Pointed, Repoint, point_alias};
 pub use facts::{
-    Head, KeyFacts, KeyStore, copy_wish, describe, key_store, look, policy, successor_mark, tag,
-    tags,
+    Head, KeyFacts, KeyStore, aliases, copy_wish, describe, key_store, look, policy,
+    successor_mark, tag, tags,
 };
 pub use search::find;
 

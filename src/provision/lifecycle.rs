@@ -33,15 +33,6 @@ pub fn rotation(account: &Account, arn: &str) -> Result<NativeRotation, Refused>
     })
 }
 
-/// Has KMS rotate a key every so many days.
-pub fn rotate_every(account: &Account, arn: &str, days: u32) -> Result<(), Refused> {
-    let (id, days) = (arn.to_owned(), i32::try_from(days).unwrap_or(i32::MAX));
-    account.ask("EnableKeyRotation", arn, move |clients| {
-        let request = clients.kms.enable_key_rotation().key_id(&id).rotation_period_in_days(days);
-        async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
-    })
-}
-
 /// Has KMS rotate a key now. Each time counts against a small lifetime limit, so it is asked for once.
 pub fn rotate_now(account: &Account, arn: &str) -> Result<(), Refused> {
     let id = arn.to_owned();

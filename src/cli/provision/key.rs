@@ -5,7 +5,6 @@
 
 mod review;
 
-
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::Value;

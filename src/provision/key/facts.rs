@@ -148,7 +148,8 @@ pub fn policy(account: &Account, arn: &str) -> Result<String, Refused> {
     Ok(answer.unwrap_or_default())
 }
 
-fn aliases(account: &Account, arn: &str) -> Result<Vec<String>, Refused> {
+/// The aliases that point to a key.
+pub fn aliases(account: &Account, arn: &str) -> Result<Vec<String>, Refused> {
     let (mut all, mut marker) = (vec![], None);
     loop {
         let (key, from) = (arn.to_owned(), marker.take());

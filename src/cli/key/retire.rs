@@ -1,0 +1,221 @@
+//! `kmsfsctl key retire`: switches a KMS key off once nothing needs it any more.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::status::Survey;
+use super::target::Target;
+use crate::cli::exit::{FAILURE, failure};
+use crate::cli::mount::options::key_arn;
+use crate::cli::output::{Out, note, shown};
+use crate::cli::secrets::KeyOptions;
+use crate::format::header::Recipient;
+use crate::fs::volume::unlock_error;
+use crate::keys::aws::{self, KeyArn};
+use crate::keys::same_key;
+use crate::provision::account::{Account, Pace, Places};
+use crate::provision::key;
+use crate::provision::lifecycle;
+
+/// Files named for each directory that still needs the key.
+const SHOWN: usize = 5;
+
+/// Switch a KMS key off, if no file and no backup needs it any more
+///
+/// Looks into every header below the given directories first, and refuses while one of them needs the
+/// key, or cannot be read. A disabled key can be enabled again; a deleted one cannot be had back.
+#[derive(Args)]
+pub struct RetireArgs {
+    /// The key
+    #[arg(value_name = "ARN", value_parser = key_arn)]
+    key: String,
+    /// A volume that has used the key: its backing directory, or where it is mounted (may be repeated)
+    #[arg(long, value_name = "DIR", required = true)]
+    volume: Vec<PathBuf>,
+    /// A backup copy of such a volume's backing directory (may be repeated)
+    #[arg(long, value_name = "DIR", required_unless_present = "no_backups")]
+    backup: Vec<PathBuf>,
+    /// There are no backup copies that anybody will ever want to read
+    #[arg(long, conflicts_with = "backup")]
+    no_backups: bool,
+    /// Also have KMS delete the key, after so many days (7 to 30)
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(7..=30))]
+    schedule_deletion: Option<u32>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    keys: KeyOptions,
+}
+
+#[derive(Serialize)]
+struct Report {
+    key: String,
+    /// Directories that were looked into, and headers in them.
+    checked: Vec<Checked>,
+    last_used: Option<String>,
+    disabled: bool,
+    deletion_date: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Checked {
+    directory: String,
+    headers: u64,
+}
+
+/// Runs the command.
+pub fn run(args: &RetireArgs) -> anyhow::Result<()> {
+    let arn = KeyArn::parse(&args.key)?;
+    let mut checked = Vec::new();
+    for dir in &args.volume {
+        checked.push(require_unneeded(dir, &arn, Kind::Volume)?);
+    }
+    for dir in &args.backup {
+        checked.push(require_unneeded(dir, &arn, Kind::Backup)?);
+    }
+    let account = account_of(&arn, &args.keys);
+    require_no_alias(&account, &arn)?;
+    // Only good to know: not everybody may ask, and not every KMS answers.
+    let last_used = lifecycle::last_used(&account, arn.as_str()).ok().flatten();
+    agree(args, last_used.as_deref())?;
+    args.volume.iter().try_for_each(|dir| forget(dir, &arn, &args.keys))?;
+    lifecycle::disable(&account, arn.as_str())?;
+    let deletion_date = args
+        .schedule_deletion
+        .map(|days| lifecycle::schedule_deletion(&account, arn.as_str(), days))
+        .transpose()?;
+    let report =
+        Report { key: args.key.clone(), checked, last_used, disabled: true, deletion_date };
+    report.print(args.json)
+}
+
+/// The account and Region of a key.
+pub fn account_of(arn: &KeyArn, keys: &KeyOptions) -> Account {
+    let places = Places { kms: keys.kms.settings().route, ..Places::default() };
+    Account::new(arn.region(), places, Pace::default())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Volume,
+    Backup,
+}
+
+/// Fails if anything below a directory needs the key, or may need it.
+fn require_unneeded(dir: &Path, arn: &KeyArn, kind: Kind) -> anyhow::Result<Checked> {
+    let name = aws::name(arn, 0);
+    let ours = |key: &Recipient| same_key(key, &name);
+    let survey = Survey::of(dir, &|_, key| ours(key))?;
+    let at = dir.display();
+    let refused =
+        |text: String| Err(failure(FAILURE, format!("{at}: {text}; nothing was changed")));
+    let (mut files, mut only, mut paths) = (0, 0, Vec::new());
+    for (_, count) in survey.census.keys.iter().filter(|(key, _)| ours(key)) {
+        (files, only) = (files + count.files, only + count.only);
+        paths.extend(count.paths.iter().take(SHOWN).map(|path| shown(path)));
+    }
+    // A volume can be rewrapped. A copy stays as it is, and is of use if another key opens it.
+    let needing = if kind == Kind::Volume { files } else { only };
+    if needing > 0 {
+        let cure = match kind {
+            Kind::Volume => "run `kmsfsctl key rewrap` first",
+            Kind::Backup => "keep the key, or let that copy go and make a new one",
+        };
+        paths.truncate(SHOWN);
+        let such = paths.join(", ");
+        return refused(format!("{needing} files need the key ({such}, …); {cure}"));
+    }
+    let copies = &survey.descriptor.volume_keys;
+    let opens = copies.iter().any(ours);
+    let others = copies.iter().any(|copy| !ours(copy));
+    if opens && (kind == Kind::Volume || !others) {
+        return refused("kmsfs.volume itself is opened with the key; rotate it first".into());
+    }
+    if survey.journal {
+        return refused("its last mount did not end cleanly; run `kmsfsctl recover` first".into());
+    }
+    match (survey.census.unreadable.first(), survey.census.denied) {
+        (None, 0) => Ok(Checked { directory: at.to_string(), headers: survey.census.headers }),
+        (Some(path), _) => {
+            let n = survey.census.unreadable.len();
+            let path = shown(path);
+            refused(format!("{n} headers cannot be read ({path}, …), and may need the key"))
+        }
+        (None, n) => refused(format!("{n} directories cannot be looked into; run this as root")),
+    }
+}
+
+fn require_no_alias(account: &Account, arn: &KeyArn) -> anyhow::Result<()> {
+    let aliases = key::aliases(account, arn.as_str())?;
+    if aliases.is_empty() {
+        return Ok(());
+    }
+    let text = "still points to it: whoever makes a volume by that name would use a key that is \
+                switched off; point it elsewhere or delete it first";
+    Err(failure(FAILURE, format!("{}: {} {text}", arn.as_str(), aliases.join(", "))))
+}
+
+fn agree(args: &RetireArgs, last_used: Option<&str>) -> anyhow::Result<()> {
+    if args.yes {
+        return Ok(());
+    }
+    let used = last_used.map_or_else(String::new, |date| format!(" (last used {date})"));
+    let what = match args.schedule_deletion {
+        Some(days) => format!("disable it now and have KMS delete it after {days} days"),
+        None => "disable it".to_owned(),
+    };
+    if !std::io::stdin().is_terminal() {
+        let text = format!("nobody can be asked whether to {what}; say --yes");
+        return Err(failure(FAILURE, text));
+    }
+    eprint!("{}{used}: {what}? [y/N] ", args.key);
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(failure(FAILURE, "not agreed; nothing was changed")),
+    }
+}
+
+/// Takes the key out of a volume's list, so that nothing that names it is opened with it again.
+fn forget(dir: &Path, arn: &KeyArn, keys: &KeyOptions) -> anyhow::Result<()> {
+    let options = keys.remembering_options();
+    let mut target = Target::open(dir, &options)?;
+    let mut editor = target.editor(&options)?;
+    let known = editor.forget_kms_key(arn);
+    if known.map_err(|error| unlock_error(error.into(), dir))? {
+        target.put(editor, &options)?;
+    }
+    Ok(())
+}
+
+impl Report {
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut out = Out::new();
+        if json {
+            out.json(self)?;
+            return out.finish();
+        }
+        for checked in &self.checked {
+            let text = format!("{} headers, none needs the key", checked.headers);
+            out.fact(&checked.directory, text)?;
+        }
+        out.line(format!("{} is disabled.", self.key))?;
+        if let Some(date) = &self.deletion_date {
+            out.line(format!(
+                "KMS deletes it on {date}; CancelKeyDeletion undoes that until then."
+            ))?;
+        }
+        out.finish()?;
+        note("Wait and watch before you have it deleted: what nobody looked at may still need it.");
+        Ok(())
+    }
+}
