@@ -179,7 +179,8 @@ impl AwsKms {
             std::thread::sleep(wait);
             // Longer each time: an answer that takes longer than the first limit is one, too.
             let limit = if self.connection.is_warm() { attempt.min(left()) } else { left() };
-            attempt *= 2;
+            // A patient caller's attempts are many.
+            attempt = attempt.saturating_mul(2);
             let generation = self.connection.generation();
             let (asked, request) = (Instant::now(), request.clone());
             let fault = match self.connection.run(limit, request) {

@@ -156,6 +156,35 @@ fn a_key_has_its_policy_tags_and_alias_and_works() {
     assert_eq!(bed.fake.calls_with("Decrypt", "InvalidCiphertextException"), 1);
 }
 
+/// What the strict policy allows, and no more, is enough: a user makes, a reader reads.
+#[test]
+fn the_rights_of_the_policy_make_and_read_a_volume() {
+    let bed = Bed::new();
+    let facts = made(&mut bed.key(&[]));
+    let key = format!("aws-kms:{}", facts["key"].as_str().unwrap());
+    let bound = |name: &str, actions: &[&str]| {
+        let who = Principal::new(&format!("AKIA{name}"), SECRET_KEY, name).allow(actions);
+        bed.fake.add_principal(who.only_with("kmsfs:volume", ID));
+    };
+    bound("host", &["GenerateDataKey", "Decrypt"]);
+    bound("reader", &["Decrypt"]);
+    let place = tempfile::tempdir().unwrap();
+    let dir = place.path().join("volume");
+    let run = |who: &str, arguments: &[&str]| {
+        let mut command = bed.command(env!("CARGO_BIN_EXE_kmsfsctl"));
+        command.env("AWS_ACCESS_KEY_ID", format!("AKIA{who}")).arg(arguments[0]).arg(&dir);
+        command.args(&arguments[1..]).args(["--kms-endpoint", &bed.fake.endpoint()]);
+        command.output().unwrap()
+    };
+    for (who, arguments) in [
+        ("host", &["init", "--key", &key, "--volume-id", ID][..]),
+        ("reader", &["verify", "--expect-volume", ID]),
+    ] {
+        let output = run(who, arguments);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}
+
 #[test]
 fn running_it_again_finds_the_key() {
     let bed = Bed::new();
