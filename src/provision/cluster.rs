@@ -117,8 +117,10 @@ impl ClusterFacts {
     fn read(cluster: &types::Cluster) -> Self {
         let text = |text: Option<&str>| text.map(str::to_owned);
         let certificates = cluster.certificates();
-        let pem =
-            |read: fn(&types::Certificates) -> Option<&str>| text(certificates.and_then(read));
+        // What is not there may be shown as an empty text.
+        let pem = |read: fn(&types::Certificates) -> Option<&str>| {
+            text(certificates.and_then(read).filter(|pem| !pem.trim().is_empty()))
+        };
         let tags = cluster.tag_list();
         let mut hsms: Vec<_> = cluster.hsms().iter().filter_map(HsmFacts::read).collect();
         hsms.sort_by(|a, b| (&a.zone, &a.id).cmp(&(&b.zone, &b.id)));
@@ -286,7 +288,8 @@ fn describe(
     }
 }
 
-/// The cluster of a deployment, or the one with an id. Deleted ones are none.
+/// The cluster of a deployment, or the one with an id. Deleted ones are none, and one that is being
+/// deleted does not count beside one that stays.
 pub fn find(account: &Account, sought: Sought<'_>) -> Result<Option<ClusterFacts>, Refused> {
     let (name, mut found) = match sought {
         Sought::Id(id) => (id, describe(account, &format!("cluster {id}"), Some(id))?),
@@ -297,6 +300,11 @@ pub fn find(account: &Account, sought: Sought<'_>) -> Result<Option<ClusterFacts
         }
     };
     found.retain(|cluster| cluster.state != "DELETED");
+    let stays = |cluster: &ClusterFacts| cluster.state != "DELETE_IN_PROGRESS";
+    match found.iter().any(stays) {
+        true => found.retain(stays),
+        false => found.truncate(1),
+    }
     if let [one, other, ..] = &found[..] {
         let text = format!(
             "two clusters belong to deployment {name}: {} and {}; say which with --cluster, or take \

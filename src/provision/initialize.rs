@@ -1,15 +1,17 @@
-//! Claims a cluster with its certificate, and looks at clusters for that.
+//! Claims a cluster with its certificate.
 
 use super::account::{Account, Refused};
 use super::certificate::check::{Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of};
 use super::certificate::{
     AskPassphrase, CertificateError, Claim, Files, ensure_signed, keep_external,
 };
+use super::cluster::{self, ClusterFacts, Sought};
 use super::files::read_text;
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
-use aws_sdk_cloudhsmv2::types::{Cluster, ClusterState, HsmState};
+use aws_sdk_cloudhsmv2::types::ClusterState;
+use std::time::Instant;
 
 /// How often a claim is sent whose answers are lost.
 const ATTEMPTS: u32 = 3;
@@ -35,32 +37,28 @@ pub struct Seen {
     pub hardware: Hardware,
 }
 
-impl Seen {
-    fn of(cluster: Cluster) -> Self {
-        let active = |hsm: &&aws_sdk_cloudhsmv2::types::Hsm| hsm.state == Some(HsmState::Active);
-        let addresses = cluster.hsms().iter().filter(active);
-        let addresses = addresses.filter_map(|hsm| hsm.eni_ip.clone()).collect();
-        let certificates = cluster
-            .certificates
-            .unwrap_or_else(|| aws_sdk_cloudhsmv2::types::Certificates::builder().build());
-        // An absent certificate may be shown as an empty one.
-        let some = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
+impl From<ClusterFacts> for Seen {
+    fn from(cluster: ClusterFacts) -> Self {
+        let active = cluster.hsms.iter().filter(|hsm| hsm.state == "ACTIVE");
+        let addresses = active.filter_map(|hsm| hsm.ip.clone()).collect();
         Self {
-            id: cluster.cluster_id.unwrap_or_default(),
-            state: cluster.state.unwrap_or_else(|| ClusterState::from("unknown")),
+            state: ClusterState::from(&cluster.state[..]),
+            id: cluster.id,
             reason: cluster.state_message.unwrap_or_default(),
             security_group: cluster.security_group.unwrap_or_default(),
             addresses,
-            csr: some(certificates.cluster_csr),
-            certificate: some(certificates.cluster_certificate),
+            csr: cluster.csr,
+            certificate: cluster.certificates.cluster,
             hardware: Hardware {
-                hsm: some(certificates.hsm_certificate),
-                aws: some(certificates.aws_hardware_certificate),
-                manufacturer: some(certificates.manufacturer_hardware_certificate),
+                hsm: cluster.certificates.hsm,
+                aws: cluster.certificates.aws_hardware,
+                manufacturer: cluster.certificates.manufacturer_hardware,
             },
         }
     }
+}
 
+impl Seen {
     /// Nothing is left to be claimed.
     pub fn is_claimed(&self) -> bool {
         use ClusterState::{Active, Initialized};
@@ -90,6 +88,17 @@ impl Seen {
         matches!(self.state, Degraded | DeleteInProgress | Deleted)
     }
 
+    /// A claim was sent, and it is as before.
+    fn unclaimed(&self) -> Refused {
+        let reason = if self.reason.is_empty() { "" } else { ": " };
+        let text = format!(
+            "cluster {}: CloudHSM took the certificates, and yet it is {}{reason}{}; compare \
+             customerCA.crt and cluster.crt with the cluster's request, and run the same command again",
+            self.id, self.state, self.reason
+        );
+        Refused::here(Class::Misconfigured, text)
+    }
+
     /// Says so.
     pub fn lost(&self) -> Refused {
         let reason = if self.reason.is_empty() { "" } else { ": " };
@@ -107,65 +116,20 @@ pub fn find(account: &Account, id: Option<&str>, name: &str) -> Result<Seen, Ref
     if let Some(id) = id {
         return describe(account, id);
     }
-    let clusters = list(account, &format!("deployment {name}"), None)?;
-    let of_it = |cluster: &&Cluster| {
-        let gone =
-            matches!(cluster.state, Some(ClusterState::Deleted | ClusterState::DeleteInProgress));
-        let tagged = |tag: &aws_sdk_cloudhsmv2::types::Tag| {
-            tag.key() == TAG_DEPLOYMENT && tag.value() == name
-        };
-        !gone && cluster.tag_list().iter().any(tagged)
-    };
-    let mut found: Vec<Cluster> = clusters.iter().filter(of_it).cloned().collect();
-    match (found.pop(), found.is_empty()) {
-        (Some(only), true) => Ok(Seen::of(only)),
-        (Some(_), false) => Err(Refused::here(
-            Class::Misconfigured,
-            format!("deployment {name}: several clusters have its tag; name one with --cluster"),
-        )),
-        (None, _) => Err(Refused::here(
-            Class::Misconfigured,
-            format!(
-                "deployment {name}: no cluster in {} has the tag {TAG_DEPLOYMENT}={name}; name one \
-                 with --cluster, or make one first",
-                account.region()
-            ),
-        )),
-    }
+    let found = cluster::find(account, Sought::Name(name))?;
+    found.map(Seen::from).ok_or_else(|| {
+        let text = format!(
+            "deployment {name}: no cluster in {} has the tag {TAG_DEPLOYMENT}={name}; name one with \
+             --cluster, or make one first (`kmsfsctl provision cluster`)",
+            account.region()
+        );
+        Refused::here(Class::Misconfigured, text)
+    })
 }
 
 /// How a cluster is.
 pub fn describe(account: &Account, id: &str) -> Result<Seen, Refused> {
-    let subject = format!("cluster {id}");
-    let found = list(account, &subject, Some(id))?;
-    let cluster = found.into_iter().find(|cluster| cluster.cluster_id.as_deref() == Some(id));
-    cluster.map(Seen::of).ok_or_else(|| {
-        let text = format!("{subject}: there is none in {}; check its id", account.region());
-        Refused::here(Class::Denied, text)
-    })
-}
-
-fn list(account: &Account, subject: &str, id: Option<&str>) -> Result<Vec<Cluster>, Refused> {
-    let id = id.map(str::to_owned);
-    account.ask("DescribeClusters", subject, move |clients| {
-        let id = id.clone();
-        async move {
-            let (mut clusters, mut next) = (Vec::new(), None);
-            loop {
-                let request = clients.cloudhsm.describe_clusters().set_next_token(next);
-                let request = match &id {
-                    Some(id) => request.filters("clusterIds", vec![id.clone()]),
-                    None => request,
-                };
-                let page = request.send().await.map_err(|e| fault(&e))?;
-                clusters.extend(page.clusters.unwrap_or_default());
-                next = page.next_token.filter(|token| !token.is_empty());
-                if next.is_none() {
-                    return Ok(clusters);
-                }
-            }
-        }
-    })
+    cluster::get(account, id).map(Seen::from)
 }
 
 /// Claims the cluster, unless that is done, and waits until it is.
@@ -187,11 +151,17 @@ pub fn await_initialized(
     cluster: &str,
     teller: &dyn Teller,
 ) -> Result<(), Refused> {
-    let what = format!("cluster {cluster}");
+    let (what, started) = (format!("cluster {cluster}"), Instant::now());
     account.wait(&format!("{what}: INITIALIZED"), teller, || {
         let seen = describe(account, cluster)?;
         match seen {
             seen if seen.is_lost() => Err(seen.lost()),
+            // CloudHSM falls back to it where a claim fails; at first it may only not show yet.
+            seen if seen.state == ClusterState::Uninitialized
+                && started.elapsed() >= account.pace.settling =>
+            {
+                Err(seen.unclaimed())
+            }
             seen if seen.is_claimed() && seen.state != ClusterState::InitializeInProgress => {
                 Ok(Ok(()))
             }
@@ -299,7 +269,8 @@ pub fn certify(
     let wrong = |e: CertificateError| {
         Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id))
     };
-    if seen.state != ClusterState::Uninitialized && !seen.is_lost() {
+    // Of one that is being made there is no request yet, and that is said below.
+    if seen.is_claimed() || seen.state == ClusterState::InitializeInProgress {
         await_initialized(account, &seen.id, teller)?;
         check_anchor(seen, files).map_err(wrong)?;
         return Ok(Certified { was_claimed: true, hardware: Checked::default() });
