@@ -230,7 +230,8 @@ impl Account {
     }
 }
 
-fn refused(operation: &str, subject: &str, fault: Fault) -> Refused {
+/// What happened, to what, what to do.
+pub(super) fn refused(operation: &str, subject: &str, fault: Fault) -> Refused {
     let Fault { class, text, code } = fault;
     let advice = advice::about(operation, &code, class);
     let sentence = format!("{subject}: {operation} failed: {text}; {advice}");

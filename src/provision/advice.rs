@@ -384,6 +384,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::keys::aws::Fault;
+    use crate::provision::account::refused;
 
     /// Operations of CloudHSM and the errors they are documented with, without `CloudHsm` and
     /// `Exception`.
@@ -450,6 +452,18 @@ mod tests {
         let lacking: Vec<_> = documented().into_iter().filter(|(o, c)| !row(o, c)).collect();
         assert!(lacking.is_empty(), "no advice about {lacking:?}");
         assert!(documented().len() > 60);
+    }
+
+    #[test]
+    fn people_are_told_what_to_what_and_what_to_do() {
+        for (operation, code) in documented() {
+            let (class, text) = (Class::Misconfigured, format!("{code}: said by AWS"));
+            let refused = refused(operation, "thing", Fault { class, text, code: code.clone() });
+            let start = format!("thing: {operation} failed: {code}: said by AWS; ");
+            let advice = refused.sentence.strip_prefix(&start);
+            assert_eq!(advice, Some(about(operation, &code, class)), "{refused}");
+            assert_ne!(advice, Some(of_class(class)), "{refused}");
+        }
     }
 
     #[test]
