@@ -10,7 +10,7 @@ mod plan;
 pub mod screen;
 mod teardown;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -64,15 +64,20 @@ struct ClusterOptions {
 
 impl ClusterOptions {
     fn files(&self, name: &str) -> anyhow::Result<Files> {
-        match &self.dir {
-            Some(dir) => Ok(Files::new(dir)),
-            None if name.contains('/') => {
-                let text =
-                    format!("{name:?} has a slash, so no directory is called after it: use --dir");
-                Err(failure(FAILURE, text))
-            }
-            None => Ok(Files::new(format!("kmsfs-{name}"))),
+        files_of(self.dir.as_deref(), name)
+    }
+}
+
+/// The directory of a deployment, unless another one is named.
+fn files_of(dir: Option<&Path>, name: &str) -> anyhow::Result<Files> {
+    match dir {
+        Some(dir) => Ok(Files::new(dir)),
+        None if name.contains('/') => {
+            let text =
+                format!("{name:?} has a slash, so no directory is called after it: use --dir");
+            Err(failure(FAILURE, text))
         }
+        None => Ok(Files::of_deployment(name)),
     }
 }
 

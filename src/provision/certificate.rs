@@ -86,6 +86,11 @@ impl Files {
         Self { dir: dir.into() }
     }
 
+    /// In the directory that is called after the deployment, in the current one.
+    pub fn of_deployment(name: &str) -> Self {
+        Self::new(format!("kmsfs-{name}"))
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -79,8 +79,8 @@ pub const CONNECTION_ADVICE: &[Advice] = &[
         "USER_NOT_FOUND",
         Remedy::Secret,
         "its cluster has no crypto user named kmsuser",
-        "make one (`cloudhsm-cli user create --username kmsuser --role crypto-user`) with the password \
-         in the password file, and run this again with --mend",
+        "make one with the password in the password file (`kmsfsctl provision activate` does, or shows \
+         how), and run this again with --mend",
     ),
     row(
         "USER_LOGGED_IN",

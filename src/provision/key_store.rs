@@ -1,5 +1,6 @@
 //! Custom key stores of KMS: made, found, connected, and mended when they do not connect.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use super::once::once;
 use crate::crypto::SecretBytes;
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::{Fault, fault};
+use crate::keys::keyfile::read_private_file;
 
 /// Connections that are tried before somebody has to look.
 const TRIES: u32 = 4;
@@ -50,6 +52,30 @@ pub enum Backing {
 }
 
 impl Backing {
+    /// A cluster, with its trust anchor and a password that nobody else can read, from files.
+    pub fn cloudhsm(cluster: &str, anchor: &Path, password: &Path) -> Result<Self, Refused> {
+        let bad = |text: String| Refused::here(Class::Misconfigured, text);
+        let trust_anchor = std::fs::read_to_string(anchor).map_err(|error| {
+            bad(format!(
+                "trust anchor {}: {error}; it is the certificate the cluster was initialized with \
+                 (--trust-anchor)",
+                anchor.display()
+            ))
+        })?;
+        let read = read_private_file(password, "password file");
+        let password = read.map_err(|error| match password.exists() {
+            true => bad(error.to_string()),
+            false => bad(format!(
+                "there is no {}: `kmsfsctl provision activate` makes kmsuser and keeps its password \
+                 there; if it is somewhere else, say where with --kmsuser-password-file",
+                password.display()
+            )),
+        })?;
+        check_password(&password)?;
+        let (cluster, password) = (cluster.to_owned(), Arc::new(password));
+        Ok(Self::CloudHsm { cluster, trust_anchor, password })
+    }
+
     /// The cluster, if it is one.
     pub fn cluster(&self) -> Option<&str> {
         match self {
@@ -203,6 +229,17 @@ pub fn find_of_cluster(account: &Account, cluster: &str) -> Result<Option<StoreF
     }
 }
 
+/// A cluster serves one key store. KMS would say so too, but not which one has it.
+fn require_free(account: &Account, cluster: &str) -> Result<(), Refused> {
+    let Some(store) = find_of_cluster(account, cluster)? else { return Ok(()) };
+    let text = format!(
+        "cluster {cluster} serves key store {} ({}) already, and can serve no other: use that one with \
+         --store {}, or another cluster",
+        store.name, store.id, store.id
+    );
+    Err(Refused::here(Class::Misconfigured, text))
+}
+
 fn get(account: &Account, sought: Sought<'_>) -> Result<StoreFacts, Refused> {
     find(account, sought)?.ok_or_else(|| {
         let (Sought::Id(text) | Sought::Name(text)) = sought;
@@ -231,6 +268,9 @@ pub fn ensure_store(
     }
     if let Backing::CloudHsm { password, .. } = &wish.backing {
         check_password(password)?;
+    }
+    if let Some(cluster) = wish.backing.cluster() {
+        require_free(account, cluster)?;
     }
     let made = once(account, || create(account, wish).map(Some), || Ok(by_name()?.map(|_| None)))?;
     let store = appear(account, made.as_deref(), &wish.name, teller)?;

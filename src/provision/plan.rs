@@ -1,11 +1,11 @@
 //! All that stands between an empty account and a volume on keys of a CloudHSM cluster: what is there,
 //! what is missing, who does it, what it costs. Looks only.
 
-use std::path::{Path, PathBuf};
-
 use serde::Serialize;
 
 use super::account::{Account, Caller, Refused};
+use super::activate::KMSUSER;
+use super::certificate::Files;
 use super::cluster::{ClusterFacts, ZONES};
 use super::survey::{self, Deployment, Survey, quoted};
 
@@ -16,8 +16,9 @@ pub const KEY_PER_MONTH: f64 = 1.0;
 /// Hours of a month, as AWS counts them.
 pub const HOURS_PER_MONTH: f64 = 730.0;
 /// Goes with every price.
-pub const PRICE_NOTE: &str = "list prices of us-east-1 in dollars, without requests and taxes; HSMs are \
-                              paid for from their creation to their deletion, used or not";
+pub const PRICE_NOTE: &str = "list prices of us-east-1 in dollars as of 2026, without requests and \
+                              taxes: other Regions and times may differ. HSMs are paid for from their \
+                              creation to their deletion, used or not";
 
 /// Whether something is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -86,10 +87,10 @@ pub struct Plan {
     pub price_note: &'static str,
 }
 
-/// Looks at a deployment; `dir` is where its certificates and passwords lie.
-pub fn plan(account: &Account, deployment: &Deployment, dir: &Path) -> Result<Plan, Refused> {
+/// Looks at a deployment, and whether its trust anchor lies here.
+pub fn plan(account: &Account, deployment: &Deployment, files: &Files) -> Result<Plan, Refused> {
     let survey = survey::survey(account, deployment)?;
-    let view = View::new(deployment, account.region(), dir, survey);
+    let view = View::new(deployment, account.region(), files, survey);
     let steps = view.steps();
     Ok(Plan {
         name: deployment.name.clone(),
@@ -121,16 +122,15 @@ fn unknown(detail: impl Into<String>) -> Finding {
 struct View<'a> {
     deployment: &'a Deployment,
     region: &'a str,
-    anchor: PathBuf,
+    files: &'a Files,
     has_anchor: bool,
     survey: Survey,
 }
 
 impl<'a> View<'a> {
-    fn new(deployment: &'a Deployment, region: &'a str, dir: &Path, survey: Survey) -> Self {
-        let anchor = dir.join("customerCA.crt");
-        let has_anchor = anchor.is_file();
-        Self { deployment, region, anchor, has_anchor, survey }
+    fn new(deployment: &'a Deployment, region: &'a str, files: &'a Files, survey: Survey) -> Self {
+        let has_anchor = files.anchor().is_file();
+        Self { deployment, region, files, has_anchor, survey }
     }
 
     /// In the order they are to be taken.
@@ -151,6 +151,20 @@ impl<'a> View<'a> {
     fn own(&self, verb: &str, rest: &str) -> String {
         let cluster = self.deployment.cluster.as_deref();
         format!("{}{}{rest}", self.command(verb), option("--cluster", cluster))
+    }
+
+    /// The key store, if it is another than the one with the deployment's name.
+    fn other_store(&self) -> Option<&str> {
+        let found = self.survey.store.as_ref().ok().and_then(Option::as_ref);
+        let found = found.filter(|store| store.name != self.deployment.name);
+        self.deployment.store.as_deref().or(found.map(|store| &store.id[..]))
+    }
+
+    /// One that finds the deployment's files, too.
+    fn with_files(&self, verb: &str, rest: &str) -> String {
+        let (dir, usual) = (self.files.dir(), Files::of_deployment(&self.deployment.name));
+        let dir = (dir != usual.dir()).then(|| dir.display().to_string());
+        self.own(verb, &format!("{}{rest}", option("--dir", dir.as_deref())))
     }
 
     fn aws(&self, command: &str) -> String {
@@ -176,43 +190,45 @@ impl<'a> View<'a> {
             self.claimed("to be checked before the cluster is claimed; later it cannot be");
         vec![
             step("proof that the HSM is a genuine one", Place::Here, genuine)
-                .by(self.own("certificate", "")),
+                .by(self.with_files("certificate", "")),
             step(
                 "a signing key of your own and the cluster's certificate",
                 Place::Here,
                 self.anchor(),
             )
-            .by(self.own("certificate", "")),
+            .by(self.with_files("certificate", "")),
             step(
                 "the cluster claimed with that certificate",
                 Place::Api,
                 self.claimed("not claimed"),
             )
-            .by(self.own("certificate", "")),
+            .by(self.with_files("certificate", "")),
             step("a host in the VPC with cloudhsm-cli", Place::VpcHost, self.activated())
-                .by(self.own("activate", "")),
+                .by(self.with_files("activate", "")),
             step("the cluster's administrator", Place::VpcHost, self.activated())
-                .by(self.own("activate", "")),
+                .by(self.with_files("activate", "")),
             step("a second HSM in another zone", Place::Api, self.hsms(ZONES))
                 .by(self.own("cluster", " --hsms 2"))
                 .hourly(HSM_PER_HOUR),
             step("the crypto user kmsuser in the cluster", Place::VpcHost, self.user())
-                .by(self.own("activate", "")),
+                .by(self.with_files("activate", "")),
         ]
     }
 
     fn store_steps(&self) -> Vec<Step> {
-        let store = option("--store", self.deployment.store.as_deref());
+        let store = option("--store", self.other_store());
+        let failed = matches!(&self.survey.store, Ok(Some(store)) if store.connection == "FAILED");
+        let mend = if failed { " --mend" } else { "" };
         vec![
             step("a custom key store", Place::Api, self.store(false))
-                .by(self.own("key-store", &store)),
+                .by(self.with_files("key-store", &store)),
             step("the key store connected", Place::Api, self.store(true))
-                .by(self.own("key-store", &store)),
+                .by(self.with_files("key-store", &format!("{store}{mend}"))),
         ]
     }
 
     fn key_steps(&self) -> Vec<Step> {
-        let store = option("--key-store", self.deployment.store.as_deref());
+        let store = option("--key-store", self.other_store());
         let alias = option("--alias", Some(&self.deployment.alias));
         let make = format!("{}{store}{alias}", self.command("key"));
         let later = |what: &str| unknown(format!("{what}: cannot be seen from here"));
@@ -281,7 +297,8 @@ impl<'a> View<'a> {
     }
 
     fn anchor(&self) -> Finding {
-        let path = self.anchor.display();
+        let path = self.files.anchor();
+        let path = path.display();
         match (self.has_anchor, self.claimed("")) {
             (true, _) => exists(format!("{path}")),
             (false, (State::Exists, _)) => {
@@ -308,7 +325,14 @@ impl<'a> View<'a> {
     fn user(&self) -> Finding {
         match (&self.survey.store, self.activated()) {
             (Ok(Some(store)), _) if store.is_connected() => exists("KMS is logged in as kmsuser"),
-            (_, (State::Exists, _)) => unknown("users of a cluster cannot be seen from here"),
+            (_, (State::Exists, _)) => {
+                let path = self.files.dir().join(KMSUSER);
+                let there = if path.is_file() { "there is a" } else { "there is no" };
+                unknown(format!(
+                    "users of a cluster cannot be seen from here, but by `activate`; {there} {}",
+                    path.display()
+                ))
+            }
             (_, other) => other,
         }
     }
@@ -380,7 +404,8 @@ mod tests {
     }
 
     fn steps(survey: Survey) -> Vec<Step> {
-        View::new(&deployment(), "us-east-1", Path::new("/nonexistent"), survey).steps()
+        let files = Files::new("/nonexistent/it's here");
+        View::new(&deployment(), "us-east-1", &files, survey).steps()
     }
 
     #[test]
@@ -398,6 +423,8 @@ mod tests {
         let commands = steps.iter().filter_map(|step| step.command.as_ref());
         let mut ours = commands.filter(|command| command.starts_with("kmsfsctl provision"));
         assert!(ours.all(|command| command.contains("--region us-east-1 --name 'two words'")));
+        let certificate = steps[5].command.as_deref().unwrap();
+        assert!(certificate.ends_with(r"--dir '/nonexistent/it'\''s here'"), "{certificate}");
     }
 
     #[test]

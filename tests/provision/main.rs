@@ -8,3 +8,4 @@ mod certificate;
 mod ground;
 mod key;
 mod stores;
+mod story;

@@ -372,7 +372,13 @@ fn refusals_of_kms_say_what_to_do() {
     }
     assert_eq!(bed.fake.counts().stores, 0);
     bed.made("key-store");
-    said(&format!("key-store --store second --cluster {cluster}"), "CloudHsmClusterInUseException");
+    bed.refuse_next("CreateCustomKeyStore", "CloudHsmClusterInUseException");
+    let other = bed.fake.create_cluster(2).0;
+    said(&format!("key-store --store third --cluster {other}"), "CloudHsmClusterInUseException");
+    // What KMS does not say: which store has the cluster.
+    let store = bed.made("key-store")["id"].as_str().unwrap().to_owned();
+    let said = bed.refused(&format!("key-store --store second --cluster {cluster}"));
+    assert!(said.contains(&format!("--store {store}")), "{said}");
     assert_eq!(bed.fake.counts().stores, 1);
 }
 
@@ -504,7 +510,11 @@ fn a_key_store_outside_of_aws() {
         let advice = advice::about("CreateCustomKeyStore", code, Class::Misconfigured);
         assert!(said.contains(advice) && !said.contains(&secret), "{said}");
     }
-    let made = bed.made(common);
+    let said = bed.refused(&format!("{common} --xks-connectivity VPC_ENDPOINT_SERVICE"));
+    assert!(said.contains("--xks-vpc-service NAME"), "{said}");
+    let public = format!("{common} --xks-connectivity PUBLIC_ENDPOINT");
+    assert!(bed.refused(&format!("{public} --xks-vpc-service s")).contains("leave out"));
+    let made = bed.made(&public.replace("--xks-endpoint", "--xks-proxy-uri"));
     assert_eq!((&made["kind"], &made["cluster"]), (&json!("EXTERNAL_KEY_STORE"), &Value::Null));
     let id = made["id"].as_str().unwrap();
     bed.disconnect(id);

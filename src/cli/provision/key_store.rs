@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use super::ClusterOptions;
 use super::account::AccountOptions;
 use super::screen::Screen;
 use crate::cli::exit::{FAILURE, failure};
@@ -14,10 +15,10 @@ use crate::crypto::SecretBytes;
 use crate::keys::aws::classify::Class;
 use crate::keys::keyfile::read_private_file;
 use crate::provision::account::{Account, Refused};
+use crate::provision::activate::KMSUSER;
 use crate::provision::cluster;
 use crate::provision::key_store::{
-    Backing, Proxy, Sought, StoreFacts, StoreWish, check_password, ensure_connected, ensure_store,
-    find,
+    Backing, Proxy, Sought, StoreFacts, StoreWish, ensure_connected, ensure_store, find,
 };
 
 /// Make a custom key store of KMS and connect it, or connect the one there is
@@ -27,17 +28,16 @@ use crate::provision::key_store::{
 /// Interrupted, it goes on when it is run again.
 #[derive(Args)]
 pub struct KeyStoreArgs {
-    /// The CloudHSM cluster, if it is not the deployment's
-    #[arg(long, value_name = "ID")]
-    cluster: Option<String>,
+    #[command(flatten)]
+    place: ClusterOptions,
     /// Id of a key store that exists, or a name other than the deployment's
     #[arg(long, value_name = "ID|NAME")]
     store: Option<String>,
-    /// The certificate the cluster was initialized with [default: kmsfs-NAME/customerCA.crt]
+    /// The certificate the cluster was initialized with [default: customerCA.crt of the directory]
     #[arg(long, value_name = "FILE")]
     trust_anchor: Option<PathBuf>,
-    /// The password of kmsuser, in a file that only its owner may open [default:
-    /// kmsfs-NAME/kmsuser-password]
+    /// The password of kmsuser, in a file that only its owner may open [default: kmsuser-password of
+    /// the directory]
     #[arg(long, value_name = "FILE")]
     kmsuser_password_file: Option<PathBuf>,
     /// If the store does not connect: disconnect it, tell KMS the password or credential anew if that
@@ -57,12 +57,15 @@ pub struct KeyStoreArgs {
 #[derive(Args)]
 struct ExternalOptions {
     /// Endpoint of an external key manager's proxy: https://HOST
-    #[arg(long, value_name = "URL", requires = "xks_path", requires = "xks_credential_file",
+    #[arg(long, visible_alias = "xks-proxy-uri", value_name = "URL", requires = "xks_path", requires = "xks_credential_file",
           conflicts_with_all = ["cluster", "trust_anchor", "kmsuser_password_file"])]
     xks_endpoint: Option<String>,
     /// Path of its interface, which ends in /kms/xks/v1
     #[arg(long, value_name = "PATH", requires = "xks_endpoint")]
     xks_path: Option<String>,
+    /// How KMS comes there; without it, through the VPC endpoint service if one is named
+    #[arg(long, value_name = "HOW", requires = "xks_endpoint")]
+    xks_connectivity: Option<Connectivity>,
     /// Let KMS come through this VPC endpoint service instead of the internet
     #[arg(long, value_name = "NAME", requires = "xks_endpoint")]
     xks_vpc_service: Option<String>,
@@ -70,6 +73,17 @@ struct ExternalOptions {
     /// RawSecretAccessKey
     #[arg(long, value_name = "FILE", requires = "xks_endpoint")]
     xks_credential_file: Option<PathBuf>,
+}
+
+/// As the AWS command line writes it.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Connectivity {
+    /// Over the internet
+    #[value(name = "PUBLIC_ENDPOINT")]
+    Public,
+    /// Through --xks-vpc-service
+    #[value(name = "VPC_ENDPOINT_SERVICE")]
+    VpcService,
 }
 
 /// Runs the command.
@@ -109,9 +123,9 @@ impl KeyStoreArgs {
             return Ok(None);
         }
         let name = &self.account.name;
-        let sought = cluster::Sought::new(name, self.cluster.as_deref());
+        let sought = cluster::Sought::new(name, self.place.cluster.as_deref());
         let found = cluster::find(account, sought)?;
-        match (found, &self.cluster) {
+        match (found, &self.place.cluster) {
             (Some(cluster), _) => Ok(Some(cluster.id)),
             (None, Some(id)) => cluster::get(account, id).map(|cluster| Some(cluster.id)),
             (None, None) => {
@@ -126,7 +140,7 @@ impl KeyStoreArgs {
 
     /// A store that is there must be the one that is meant.
     fn require_same(&self, account: &Account, store: &StoreFacts) -> Result<(), Refused> {
-        let named = self.cluster.is_some() || self.external.xks_endpoint.is_some();
+        let named = self.place.cluster.is_some() || self.external.xks_endpoint.is_some();
         if !named && self.store.is_some() {
             return Ok(());
         }
@@ -135,7 +149,7 @@ impl KeyStoreArgs {
             let of = cluster::find(account, cluster::Sought::Name(&self.account.name))?;
             return of.map_or(Ok(()), |cluster| store.require(Some(&cluster.id)));
         }
-        store.require(self.cluster.as_deref())
+        store.require(self.place.cluster.as_deref())
     }
 
     /// What is behind the store, with its secrets.
@@ -147,24 +161,12 @@ impl KeyStoreArgs {
     }
 
     fn cloudhsm(&self, cluster: &str) -> Result<Backing, Refused> {
-        let dir = PathBuf::from(format!("kmsfs-{}", self.account.name));
-        let or = |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| dir.join(name));
-        let anchor = or(&self.trust_anchor, "customerCA.crt");
-        let password = or(&self.kmsuser_password_file, "kmsuser-password");
-        let trust_anchor = std::fs::read_to_string(&anchor).map_err(|error| {
-            refused(format!(
-                "trust anchor {}: {error}; it is the certificate the cluster was initialized with \
-                 (--trust-anchor)",
-                anchor.display()
-            ))
-        })?;
-        let password = secret(&password, "password file")?;
-        check_password(&password)?;
-        Ok(Backing::CloudHsm {
-            cluster: cluster.to_owned(),
-            trust_anchor,
-            password: Arc::new(password),
-        })
+        let files =
+            self.place.files(&self.account.name).map_err(|error| refused(error.to_string()))?;
+        let anchor = self.trust_anchor.clone().unwrap_or_else(|| files.anchor());
+        let password = self.kmsuser_password_file.clone();
+        let password = password.unwrap_or_else(|| files.dir().join(KMSUSER));
+        Backing::cloudhsm(cluster, &anchor, &password)
     }
 }
 
@@ -193,6 +195,20 @@ impl ExternalOptions {
                         --xks-endpoint, --xks-path and --xks-credential-file";
             return Err(refused(text.to_owned()));
         };
+        match (self.xks_connectivity, &self.xks_vpc_service) {
+            (Some(Connectivity::VpcService), None) => {
+                return Err(refused(
+                    "VPC_ENDPOINT_SERVICE needs --xks-vpc-service NAME".to_owned(),
+                ));
+            }
+            (Some(Connectivity::Public), Some(service)) => {
+                return Err(refused(format!(
+                    "KMS comes over the internet or through {service}: leave out --xks-vpc-service, \
+                     or say --xks-connectivity VPC_ENDPOINT_SERVICE"
+                )));
+            }
+            _ => {}
+        }
         let text = secret(file, "credential file")?;
         // What the parser says might quote the secret.
         let pair: Credential<'_> = serde_json::from_slice(text.expose()).map_err(|_| {

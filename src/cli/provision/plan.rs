@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::account::AccountOptions;
+use super::files_of;
 use crate::cli::output::{Out, shown};
 use crate::provision::plan::{Place, Plan, State, Step, plan};
 use crate::provision::survey::Deployment;
@@ -16,6 +17,9 @@ use crate::provision::survey::Deployment;
 pub struct PlanArgs {
     #[command(flatten)]
     deployment: DeploymentOptions,
+    /// The directory of certificates and passwords (default: kmsfs-NAME in the current directory)
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
     /// Print the plan as JSON
     #[arg(long)]
     json: bool,
@@ -55,8 +59,8 @@ impl DeploymentOptions {
 pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let account = args.account.account()?;
     let name = &args.account.name;
-    let dir = PathBuf::from(format!("kmsfs-{name}"));
-    let plan = plan(&account, &args.deployment.deployment(name), &dir)?;
+    let files = files_of(args.dir.as_deref(), name)?;
+    let plan = plan(&account, &args.deployment.deployment(name), &files)?;
     let mut out = Out::new();
     if args.json {
         out.json(&plan)?;
