@@ -1,11 +1,11 @@
 //! From a cluster with an HSM to an initialized one.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::aws::{Effect, Rule, Spoil, pki};
-use super::ground::{Ground, answered, refused, said, until, without_terminal};
+use super::ground::{Ground, answered, refused, said, text, until, without_terminal};
 
 #[test]
 fn an_own_ca_claims_the_cluster() {
@@ -149,4 +149,43 @@ fn lost_answers_and_killed_programs_do_not_matter() {
     killed.wait().unwrap();
     said(&mut ground.certificate(&[]));
     assert_eq!(ground.state(&id), "INITIALIZED");
+}
+
+#[test]
+fn only_the_one_cluster_is_claimed() {
+    let ground = Ground::new();
+    let id = ground.empty_cluster();
+    ground.fake.set_cluster_state(&id, "CREATE_IN_PROGRESS");
+    let early = refused(&mut ground.certificate(&[]));
+    assert!(early.contains("create its first HSM first"), "{early}");
+    ground.fake.set_cluster_state(&id, "UNINITIALIZED");
+    ground.add_hsm(&id);
+    let other = ground.young_cluster();
+    for command in ["certificate", "activate"] {
+        let two = refused(&mut ground.provision(&[command]));
+        assert!(two.contains(&id) && two.contains(&other) && two.contains("--cluster"), "{two}");
+    }
+    // One that goes does not count beside one that stays.
+    ground.fake.set_cluster_state(&other, "DELETE_IN_PROGRESS");
+    let report = answered(&mut ground.certificate(&["--dir", "elsewhere"]));
+    assert_eq!(report["cluster"], id[..]);
+    assert_eq!(report["trust_anchor"], "elsewhere/customerCA.crt");
+    let error = refused(&mut ground.certificate(&["--cluster", &other]));
+    assert!(error.contains("DELETE_IN_PROGRESS"), "{error}");
+}
+
+#[test]
+fn a_claim_that_is_dropped_ends_the_wait() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    // Long enough that it falls back before it is through.
+    ground.fake.set_cluster_times(Duration::from_secs(3600), Duration::ZERO);
+    let mut command = ground.certificate(&["--settling", "300ms"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the claim", || ground.state(&id) == "INITIALIZE_IN_PROGRESS");
+    ground.fake.set_cluster_state(&id, "UNINITIALIZED");
+    let output = child.wait_with_output().unwrap();
+    let error = text(&output);
+    assert!(!output.status.success(), "{error}");
+    assert!(error.contains("CloudHSM took the certificates, and yet"), "{error}");
 }
