@@ -3,7 +3,7 @@
 //! Real mounts through the real programs, on a fake KMS in this process that answers after a fixed
 //! time and holds a CloudHSM key store to its quota. Prints a Markdown table: calls, units and wall
 //! time of making files, of reading them cold and warm one after another in the order of their names,
-//! and of wrapping all their keys for a second recipient; then three ratios.
+//! and of bringing all of them to another KMS key; then three ratios.
 //!
 //! `FILES` (10000) says how many files the table is of, `ROUNDS` (3) how many runs a ratio is the
 //! median of; 0 leaves it out. The volumes lie below `TMPDIR`.
@@ -28,7 +28,7 @@ const QUOTA: u32 = 1800;
 const LATENCIES: [u64; 3] = [0, 5, 50];
 /// Files that share a data key.
 const SHARING: [usize; 3] = [1, 16, 256];
-const STEPS: [&str; 4] = ["create", "cold read", "warm read", "second recipient"];
+const STEPS: [&str; 4] = ["create", "cold read", "warm read", "rewrap"];
 /// Files and latency of the ratios.
 const RATIO_FILES: usize = 2000;
 /// How often so many files are made on either side of a comparison: the machine's moods last longer
@@ -112,7 +112,9 @@ fn steps(files_per_key: usize, latency: Duration, files: usize) -> [Cost; 4] {
     let second = bed.fake.create_key_in(&bed.fake.store_of(&bed.key).unwrap());
     let rewrapped = measured(&bed, || {
         let rate = QUOTA.to_string();
-        said(bed.ctl("key add", &[&format!("aws-kms:{second}"), "--kms-rate", &rate]));
+        let (to, list) = (format!("aws-kms:{second}"), bed.path("list"));
+        let list = list.to_str().unwrap();
+        said(bed.ctl("key rewrap", &["--to", &to, "--kms-rate", &rate, "--list", list]));
     });
     assert_eq!(bed.fake.bad_contexts(), 0);
     [made, cold, warm, rewrapped]

@@ -167,11 +167,12 @@ impl Volume {
             outcomes.iter_mut().filter(|o| o.is_ok()).for_each(|outcome| *outcome = failed());
         }
         drop(held);
-        found.into_iter().flatten().for_each(|ino| self.forget(ino, 1));
+        let counted = found.into_iter().flatten().filter(|ino| *ino != self.root_ino());
+        counted.for_each(|ino| self.forget(ino, 1));
         outcomes
     }
 
-    /// The inode a path leads to, with one look-up counted.
+    /// The inode a path leads to, with one look-up counted unless it is the root.
     fn resolve(&self, path: &[u8]) -> FsResult<Ino> {
         let mut at = self.root_ino();
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {

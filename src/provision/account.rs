@@ -82,7 +82,10 @@ impl Refused {
 
     /// Nobody can say whether the call was carried out.
     pub fn may_have_worked(&self) -> bool {
-        self.code.is_empty() && self.class.is_passing() || self.class == Class::Transient
+        // A wrong state may pass, but the call was looked at and refused.
+        let failed_inside =
+            self.class == Class::Transient && !self.code.ends_with("InvalidStateException");
+        self.code.is_empty() && self.class.is_passing() || failed_inside
     }
 }
 
@@ -268,5 +271,32 @@ fn clients(shared: &SdkConfig, places: &Places, region: &str) -> Clients {
         kms: aws_sdk_kms::Client::from_conf(kms.build()),
         cloudhsm: aws_sdk_cloudhsmv2::Client::from_conf(cloudhsm.build()),
         sts: aws_sdk_sts::Client::from_conf(sts.build()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_refused_may_have_worked() {
+        let refused =
+            |code: &str, class| Refused { code: code.into(), class, sentence: String::new() };
+        for (code, class) in [
+            ("", Class::Unreachable),
+            ("", Class::Transient),
+            ("KMSInternalException", Class::Transient),
+        ] {
+            assert!(refused(code, class).may_have_worked(), "{code}");
+        }
+        for (code, class) in [
+            ("CustomKeyStoreInvalidStateException", Class::Transient),
+            ("LimitExceededException", Class::Misconfigured),
+            ("AccessDeniedException", Class::Denied),
+            ("ThrottlingException", Class::Throttled),
+            ("", Class::Misconfigured),
+        ] {
+            assert!(!refused(code, class).may_have_worked(), "{code}");
+        }
     }
 }

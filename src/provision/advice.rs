@@ -360,8 +360,10 @@ pub fn about(operation: &str, code: &str, class: Class) -> &'static str {
 }
 
 fn row(operation: &str, code: &str) -> Option<&'static Row> {
-    let fits = |row: &&Row| (row.0.is_empty() || row.0 == operation) && row.1 == code;
-    keys::ADVICE.iter().chain(ADVICE).find(fits)
+    let of = |operation: &str| {
+        keys::ADVICE.iter().chain(ADVICE).find(|row| (row.0, row.1) == (operation, code))
+    };
+    of(operation).or_else(|| of(""))
 }
 
 fn of_class(class: Class) -> &'static str {

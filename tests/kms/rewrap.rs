@@ -385,3 +385,43 @@ fn bed_status(bed: &Bed) -> Command {
     command.arg(bed.source());
     command
 }
+
+#[test]
+fn a_pinned_mount_takes_no_key_it_was_not_told_of() {
+    let (mut bed, second) = bed_with(3, SHARED);
+    let to = format!("aws-kms:{second}");
+    bed.mount(&format!("expect-key={}", bed.key));
+    let told = refused(rewrap(&bed, &["--to", &to]), 1);
+    assert!(told.contains("not an expected one") && told.contains("nothing was changed"), "{told}");
+    assert_eq!(naming(&bed, &second), 0);
+    bed.remount(&format!("expect-key={},expect-key={second}", bed.key));
+    said(rewrap(&bed, &["--to", &to]));
+    bed.read_files("a", 3);
+    bed.unmount();
+    assert_eq!(naming(&bed, &bed.key), 0);
+}
+
+#[test]
+fn copies_for_others_stay_and_are_not_needed() {
+    let (mut bed, second) = bed_with(6, SHARED);
+    let identity = bed.path("identity").display().to_string();
+    let public = said(ctl(&["key", "generate", "--out"]).arg(&identity));
+    let file = bed.path("k").display().to_string();
+    said(bed.ctl("key add", &[public.trim()]));
+    said(bed.ctl("key add", &[&format!("keyfile:{file}")]));
+    // The key file is not at hand, the identity in a safe.
+    fs::rename(&file, bed.path("elsewhere")).unwrap();
+    bed.fake.reset_counters();
+    let report = json(&said(rewrap(&bed, &["--to", &format!("aws-kms:{second}")])));
+    assert_eq!((&report["rewritten"], bed.fake.calls("Encrypt")), (&6.into(), 0));
+    bed.fake.set_key_state(&bed.key, KeyState::Disabled);
+    said(bed.ctl("verify", &[]));
+    bed.fake.refuse_connections(true);
+    said(bed.ctl("verify", &["--identity", &identity]));
+    fs::rename(bed.path("elsewhere"), &file).unwrap();
+    said(bed.ctl("verify", &["--keyfile", &file]));
+    bed.fake.refuse_connections(false);
+    bed.mount("");
+    bed.read_files("a", 6);
+    bed.unmount();
+}

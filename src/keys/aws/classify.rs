@@ -87,9 +87,10 @@ pub fn of_answer(code: &str, message: &str, status: u16) -> Class {
     match code {
         "DisabledException" => Class::Revoked,
         "KMSInvalidStateException" | "CustomKeyStoreInvalidStateException" => of_state(message),
-        "AccessDeniedException" | "NotFoundException" | "InvalidGrantTokenException" => {
-            Class::Denied
-        }
+        "AccessDeniedException"
+        | "CloudHsmAccessDeniedException"
+        | "NotFoundException"
+        | "InvalidGrantTokenException" => Class::Denied,
         "ThrottlingException"
         | "Throttling"
         | "ThrottledException"

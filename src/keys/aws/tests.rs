@@ -6,6 +6,7 @@ use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::error::ErrorMetadata;
 use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
 use aws_sdk_kms::operation::generate_data_key::GenerateDataKeyOutput;
+use aws_sdk_kms::operation::re_encrypt::ReEncryptOutput;
 use aws_smithy_mocks::{RuleMode, mock, mock_client};
 
 const ARN: &str = "arn:aws:kms:us-east-1:111122223333:key/ours";
@@ -124,4 +125,36 @@ fn contexts_are_what_policies_can_ask_for() {
     }
     let volume = encryption_context(&WrapContext { purpose: Purpose::Volume, ..CONTEXT });
     assert_eq!((volume.len(), &volume["kmsfs:purpose"][..]), (2, "volume"));
+}
+
+fn reencrypted(copy: &Recipient, from: &str, told: &str) -> Option<Result<Recipient, KeyError>> {
+    let output = ReEncryptOutput::builder()
+        .source_key_id(from)
+        .key_id(told)
+        .ciphertext_blob(Blob::new(vec![4; 184]))
+        .build();
+    let rule = mock!(Client::re_encrypt)
+        .match_requests(|request| {
+            let (from, to) =
+                (request.source_encryption_context(), request.destination_encryption_context());
+            from == to && from.is_some_and(|pairs| pairs.len() == 3)
+        })
+        .then_output(move || output.clone());
+    let client = mock_client!(aws_sdk_kms, RuleMode::MatchAny, [&rule]);
+    provider(OTHER, client).reencrypt(&CONTEXT, copy)
+}
+
+#[test]
+fn one_key_takes_over_what_another_has_wrapped_and_nothing_else() {
+    let new = reencrypted(&copy(), ARN, OTHER).expect("of a kind").expect("the right keys");
+    assert_eq!((&new.key_ref[..], &new.wrapped[..]), (OTHER.as_bytes(), &[4; 184][..]));
+    for (from, told) in [(OTHER, OTHER), (ARN, ARN), ("", OTHER), (ARN, "")] {
+        let refused = reencrypted(&copy(), from, told).expect("of a kind");
+        assert!(refused.is_err(), "{from} {told}");
+    }
+    // Another Region is not asked, and what no KMS wrapped cannot be taken over by one.
+    let abroad = Recipient { key_ref: ARN.replace("us-east-1", "eu-west-1").into(), ..copy() };
+    let local = Recipient { kind: RecipientKind::LocalMaster, key_ref: vec![], ..copy() };
+    assert!(reencrypted(&abroad, ARN, OTHER).is_none());
+    assert!(reencrypted(&local, ARN, OTHER).is_none());
 }

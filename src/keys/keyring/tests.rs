@@ -228,3 +228,46 @@ fn rewrap_replaces_copies_of_an_old_epoch_and_of_another_order() {
     let new = turned.rewrap(&slot).expect("rewrapped").expect("changed");
     assert_eq!(new.recipients, [slot.recipients[1].clone(), slot.recipients[0].clone()]);
 }
+
+/// A keyring of these members, of which only the first few have a copy of the volume key.
+fn ring_of(members: Vec<Member>, current: usize) -> Keyring {
+    let volume_keys = members.iter().take(current).map(|m| m.recipient.clone()).collect();
+    Keyring::from_parts(Parts {
+        volume: VOLUME,
+        files_per_data_key: 256,
+        members,
+        volume_keys,
+        lifetimes: Lifetimes::default(),
+        now: boot_clock(),
+    })
+}
+
+#[test]
+fn nothing_new_is_wrapped_for_a_key_that_has_a_successor_but_what_was_is_opened() {
+    let (new, old) = (counting("arn:new", 1, None), counting("arn:old", 2, None));
+    let (_, slot) = slot_for(&[("arn:old", 2)]);
+    let ring = ring_of(vec![member(new.clone()), member(old.clone())], 1);
+    assert!(ring.data_key(&slot).is_ok());
+    assert_eq!(old.unwraps.load(Ordering::SeqCst), 1);
+    let made = ring.for_new_file().expect("a key").slot;
+    assert_eq!(made.recipients.len(), 1);
+    assert!(same_key(&made.recipients[0], &new.name) && ring.is_current(&made));
+    let moved = ring.rewrap(&slot).expect("an answer").expect("a change");
+    assert!(ring.is_current(&moved) && !ring.is_current(&slot));
+    assert_eq!(moved.data_key_id, slot.data_key_id);
+}
+
+#[test]
+fn keys_made_ahead_for_others_are_not_handed_out() {
+    let (new, old) = (counting("arn:new", 1, None), counting("arn:old", 2, None));
+    let ring = ring_of(vec![member(old.clone())], 1);
+    let before = ring.for_new_file().expect("a key");
+    ring.adopt(&ring_of(vec![member(new), member(old)], 1));
+    assert!(!ring.is_current(&before.slot));
+    ring.unused(before.clone());
+    let after = ring.for_new_file().expect("a key");
+    assert!(ring.is_current(&after.slot));
+    assert_ne!(before.slot.data_key_id, after.slot.data_key_id);
+    // What is open goes on.
+    assert!(ring.data_key(&before.slot).is_ok());
+}
