@@ -65,6 +65,11 @@ impl Seen {
         matches!(self.state, Active | Initialized) || self.certificate.is_some()
     }
 
+    /// The state says that it is not claimed, or not yet.
+    fn is_waiting(&self) -> bool {
+        matches!(self.state, ClusterState::Uninitialized | ClusterState::InitializeInProgress)
+    }
+
     /// The signing request that a cluster has from its first HSM until it is claimed.
     pub fn request(&self) -> Result<&str, Refused> {
         if self.is_lost() {
@@ -162,9 +167,8 @@ pub fn await_initialized(
             {
                 Err(seen.unclaimed())
             }
-            seen if seen.is_claimed() && seen.state != ClusterState::InitializeInProgress => {
-                Ok(Ok(()))
-            }
+            // The certificate of a claim may show before, and after, the claim counts.
+            seen if seen.is_claimed() && !seen.is_waiting() => Ok(Ok(())),
             seen => Ok(Err(seen.state.to_string())),
         }
     })?;
