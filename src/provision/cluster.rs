@@ -155,8 +155,11 @@ impl ClusterFacts {
 
     /// Whether its owner's certificate was accepted.
     pub fn is_initialized(&self) -> bool {
-        // The states of a cluster that is changed later all come after that.
-        self.certificates.cluster.is_some() || matches!(&self.state[..], "INITIALIZED" | "ACTIVE")
+        // The states of a cluster that is changed later all come after that; a claim that was dropped
+        // may leave its certificate behind.
+        let waits = self.state == "UNINITIALIZED";
+        matches!(&self.state[..], "INITIALIZED" | "ACTIVE")
+            || self.certificates.cluster.is_some() && !waits
     }
 
     /// Whether it has its administrator: the only way to `ACTIVE`.

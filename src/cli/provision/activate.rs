@@ -47,7 +47,8 @@ pub struct ToolOptions {
     /// a shell has to take that apart where it arrives. Standard input has to arrive, too: it carries
     /// the trust anchor, which is written to --anchor-path, new passwords (twice each, as the tool
     /// asks for them), and before those, in a line read by a shell there that puts it into the tool's
-    /// environment, the administrator's login. No environment has to be passed on.
+    /// environment, the administrator's login. No environment has to be passed on. RunCommand of SSM
+    /// has no standard input; `ssh` through a session of SSM has.
     #[arg(long, value_name = "COMMAND", value_parser = template)]
     exec_template: Option<String>,
     /// Where cloudhsm-cli is
