@@ -194,6 +194,8 @@ impl Volume {
         mtime: Option<SetTime>,
     ) -> FsResult<()> {
         let mut mtime = mtime;
+        // A header that is being replaced brings the time with it that the file had before.
+        let _opening = inode.content().is_none().then(|| inode.opening.lock());
         if let Some(time) = mtime
             && self.flags.writeback
         {

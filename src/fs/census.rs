@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, Stat, openat};
+use rustix::io::Errno;
 
 use super::attr::FileKind;
 use super::backing;
@@ -237,8 +238,15 @@ fn walk(root: impl AsFd, file: Visit<'_>) -> FsResult<u64> {
             continue;
         };
         for raw in entries {
-            // Gone meanwhile.
-            let Ok(stat) = backing::stat_at(&*dir, &raw.name) else { continue };
+            let stat = match backing::stat_at(&*dir, &raw.name) {
+                Ok(stat) => stat,
+                // Gone meanwhile.
+                Err(Errno::NOENT) => continue,
+                Err(_) => {
+                    denied += 1;
+                    continue;
+                }
+            };
             match FileKind::from_mode(stat.st_mode) {
                 Some(FileKind::Directory) => {
                     let below = joined(&at, &raw.name);

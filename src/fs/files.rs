@@ -316,7 +316,7 @@ impl Volume {
 
     /// Runs what writes to the backing file. For a daemon without privilege the backing drops
     /// set-id bits at every write, also at our own late ones, which are no change of content.
-    fn keep_set_id<T>(
+    pub(super) fn keep_set_id<T>(
         &self,
         inode: &Inode,
         act: impl FnOnce() -> Result<T, StoreError>,

@@ -9,11 +9,11 @@ use super::attr::{FileKind, Ino};
 use super::error::{FsError, FsResult};
 use super::inode::Inode;
 use super::opening::{self, OpenError, exit};
-use super::rewrap::{Change, Plan, now};
+use super::rewrap::{Change, Plan, now, restore_set_id};
 use super::volume::{Volume, refuse_rolled_back};
 use crate::format::descriptor::{Descriptor, MAC_LEN};
 use crate::format::header::{KeySlot, Recipient};
-use crate::keys::Keyring;
+use crate::keys::{Keyring, same_key};
 use crate::store::rewrap::rewrap_header;
 use crate::store::{Content, FileLog, FileStorage, Storage};
 use parking_lot::MutexGuard;
@@ -43,6 +43,16 @@ struct Held<'a> {
     _opening: MutexGuard<'a, ()>,
     /// Kept until its header is in its place: whoever opens the file next reads it there.
     log: Option<Arc<FileLog>>,
+    /// Its backing file, and the mode that had.
+    backing: Option<(Arc<FileStorage>, u32)>,
+}
+
+impl Held<'_> {
+    fn restore_set_id(&self, euid: u32) {
+        if let Some((storage, mode)) = &self.backing {
+            restore_set_id(storage, *mode, euid);
+        }
+    }
 }
 
 impl Volume {
@@ -72,6 +82,7 @@ impl Volume {
             let keyring = self.prove(bytes)?;
             // Nobody opens or makes a file with keys of before and is not seen below.
             let _others = self.opening_files.write();
+            self.require_not_needed(&new)?;
             opening::write_descriptor(&self.root, self.source(), bytes)?;
             self.keyring.adopt(&keyring);
             *self.descriptor.write() = Arc::new(new);
@@ -82,6 +93,30 @@ impl Volume {
                         a key of before; run the same command again";
             OpenError::new(exit::KEY_UNAVAILABLE, format!("{source}: {text}: {error}"))
         })
+    }
+
+    /// An open file has its key, and will want it again: also one that was removed, which nobody can
+    /// rewrap.
+    fn require_not_needed(&self, new: &Descriptor) -> Result<(), OpenError> {
+        let allowed = |copy: &Recipient| new.allowed.iter().any(|key| same_key(key, copy));
+        let opens = |slot: &KeySlot| slot.recipients.iter().any(allowed);
+        let open: Vec<_> = self.open.lock().values().cloned().collect();
+        for inode in open {
+            let Some(content) = inode.content().filter(|content| !content.is_unused()) else {
+                continue;
+            };
+            let (current, next) = content.slots();
+            if !opens(&current) || !next.as_ref().is_none_or(opens) {
+                let text = format!(
+                    "{}: {} is open (and perhaps removed), and its data key is wrapped for a key that \
+                     is to go; close it, or rewrap, and try again; nothing was changed",
+                    self.source().display(),
+                    self.plain_path(&inode)
+                );
+                return Err(OpenError::new(exit::FAILURE, text));
+            }
+        }
+        Ok(())
     }
 
     /// Is it what comes after the present one?
@@ -140,6 +175,8 @@ impl Volume {
             .map(|found| found.as_ref().ok().and_then(|ino| self.table.get(*ino)))
             .collect();
         inodes.iter().flatten().for_each(|inode| self.mend_before_opening(inode));
+        // Whoever puts a file right after an unclean stop must not meet a header half written.
+        let _others = self.opening_files.read();
         let mut held: Vec<Held<'_>> = Vec::new();
         let mut seen = HashSet::new();
         let mut outcomes: Vec<FsResult<Rewrapped>> = Vec::with_capacity(wanted.len());
@@ -152,7 +189,7 @@ impl Volume {
                 (Ok(ino), _) if !seen.insert(*ino) => Ok(Rewrapped::Changed),
                 (Ok(_), Some(inode)) => {
                     let opening = inode.opening.lock();
-                    let mut hold = Held { inode, _opening: opening, log: None };
+                    let mut hold = Held { inode, _opening: opening, log: None, backing: None };
                     let outcome = self.rewrap_held(&mut hold, &one.plan, touch);
                     held.push(hold);
                     outcome
@@ -166,6 +203,7 @@ impl Volume {
             let failed = || Err(FsError::Damaged(format!("the checkpoint failed: {error}")));
             outcomes.iter_mut().filter(|o| o.is_ok()).for_each(|outcome| *outcome = failed());
         }
+        held.iter().for_each(|held| held.restore_set_id(self.euid));
         drop(held);
         let counted = found.into_iter().flatten().filter(|ino| *ino != self.root_ino());
         counted.for_each(|ino| self.forget(ino, 1));
@@ -195,13 +233,14 @@ impl Volume {
         if content.is_unused() || !fits(wanted, &content.slots()) {
             return Ok(Rewrapped::Changed);
         }
-        let mtime = if touch { now() } else { fresh.mtime()? };
         if !content.is_writable() {
             content.upgrade(self.logged(inode, &fresh, true)?);
-            inode.file.lock().storage = Some(fresh);
+            inode.file.lock().storage = Some(fresh.clone());
         }
+        let mtime = || if touch { Ok(now()) } else { Ok(fresh.mtime()?) };
         let (current, next) = copies(wanted);
-        content.rewrap(mtime, current, next, self.descriptor().params.generation)?;
+        let epoch = self.descriptor().params.generation;
+        self.keep_set_id(inode, || content.rewrap(mtime, touch, current, next, epoch))?;
         Ok(Rewrapped::Done)
     }
 
@@ -241,6 +280,7 @@ impl Volume {
         let (current, next) = copies(wanted);
         let mtime = if touch { now() } else { storage.mtime()? };
         rewrap_header(&self.ctx, &log, mtime, current, next, epoch)?;
+        held.backing = Some((storage.clone(), rustix::fs::fstat(&storage.0)?.st_mode));
         held.log = Some(log);
         Ok(Rewrapped::Done)
     }

@@ -4,6 +4,7 @@
 //! file whose header is right already is not written, so an interrupted sweep is finished by running
 //! it again. A KMS is asked about many headers at a time; writing them is one thread's work.
 
+use rustix::fs::Mode;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use super::verify::Watch;
 use super::volume::refuse_rolled_back;
 use crate::format::descriptor::NameMode;
 use crate::format::header::{KeySlot, Recipient};
-use crate::keys::Keyring;
+use crate::keys::{KeyError, Keyring};
 use crate::store::content::VolumeContext;
 use crate::store::rewrap::rewrap_header;
 use crate::store::{Content, FileLog, FileStorage, Journal, Whereabouts};
 
+/// S_ISUID and S_ISGID.
+const SET_ID: u32 = 0o6000;
 /// Files whose new headers wait for a checkpoint; each is open until then.
 const OPEN_MAX: usize = 256;
 /// Files whose new copies are asked for before any of them is written.
@@ -122,10 +125,28 @@ impl InPlace {
         };
         let next = plan.next.as_ref().and_then(|change| change.new.clone());
         rewrap_header(&self.context, &file, mtime, plan.current.new.clone(), next, self.epoch)?;
+        if found.stat.st_mode & SET_ID != 0 && !rustix::process::geteuid().is_root() {
+            // It is in its place only then, and the bits are gone.
+            self.journal.checkpoint(false)?;
+            let again = FileStorage(backing::open_file(&*found.parent, &found.entry, false)?);
+            restore_set_id(&again, found.stat.st_mode, 1);
+        }
         if self.journal.pending_files() >= OPEN_MAX {
             self.journal.checkpoint(false)?;
         }
         Ok(())
+    }
+}
+
+/// For a program without privilege the backing drops set-id bits when a header is written, which is no
+/// change of content.
+pub(super) fn restore_set_id(storage: &FileStorage, mode: u32, euid: u32) {
+    let bits = mode & SET_ID;
+    if euid == 0 || bits == 0 {
+        return;
+    }
+    if let Err(error) = rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & 0o7777)) {
+        log::warn!("set-id bits of a rewrapped file are lost: {error}");
     }
 }
 
@@ -240,7 +261,12 @@ impl State<'_> {
             return;
         }
         let plans = self.sweep.plans(&batch);
-        let refused = |plan: &FsResult<Plan>| matches!(plan, Err(FsError::Key(_)));
+        let refused = |plan: &FsResult<Plan>| match plan {
+            Err(FsError::Key(error)) => {
+                error.falls_through() || matches!(error, KeyError::Revoked(_) | KeyError::Denied(_))
+            }
+            _ => false,
+        };
         if !plans.is_empty() && plans.iter().all(refused) {
             // The others would be told the same, each after some waiting.
             self.failed = plans.into_iter().find_map(Result::err);

@@ -157,6 +157,11 @@ impl Editor {
         rotation::set_period(&mut self.descriptor, days)
     }
 
+    /// The KMS key with this id was replaced by a rotation, which is to be finished.
+    pub fn note_rotation_from(&mut self, id: &str) {
+        rotation::set_from(&mut self.descriptor, id);
+    }
+
     /// The volume's KMS key was rotated; `now` in seconds since 1970.
     pub fn note_rotation(&mut self, now: u64) {
         rotation::set_rotated(&mut self.descriptor, now);

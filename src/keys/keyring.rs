@@ -488,9 +488,16 @@ impl Shared {
         context: &WrapContext,
         copies: &[Recipient],
     ) -> Option<Result<Recipient, KeyError>> {
-        let source = who.kms_copy(copies)?;
         let (member, provider) = who.provider(recipient).ok()?;
-        Some(self.heard(self.noted(member, provider.reencrypt(context, source)?)))
+        let mut last = None;
+        for source in who.kms_copies(copies) {
+            let Some(copy) = provider.reencrypt(context, source) else { continue };
+            match self.noted(member, copy) {
+                Ok(copy) => return Some(Ok(copy)),
+                Err(error) => last = Some(Err(error)),
+            }
+        }
+        last.map(|error| self.heard(error))
     }
 
     fn make_data_key(&self) -> Result<NewDataKey, KeyError> {

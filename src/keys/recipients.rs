@@ -55,15 +55,18 @@ impl Recipients {
         self.members.iter().filter_map(|member| Some((copy_of(member)?, member))).collect()
     }
 
-    /// A copy that one KMS key can turn into a copy of another. None if a key was named that opens
-    /// without asking: what for would it have been, otherwise?
-    pub(super) fn kms_copy<'a>(&'a self, copies: &'a [Recipient]) -> Option<&'a Recipient> {
+    /// Copies that one KMS key can turn into a copy of another, in the order they are tried: those of
+    /// keys on their way out first, as another one may be somebody else's affair. None if a key was
+    /// named that opens without asking: what for would it have been, otherwise?
+    pub(super) fn kms_copies<'a>(&'a self, copies: &'a [Recipient]) -> Vec<&'a Recipient> {
         let ways = self.in_order(copies);
         if ways.iter().any(|(_, member)| member.preferred) {
-            return None;
+            return vec![];
         }
         let kms = |copy: &&Recipient| copy.kind == RecipientKind::AwsKms;
-        ways.into_iter().map(|(copy, _)| copy).find(kms)
+        let mut found: Vec<_> = ways.into_iter().map(|(copy, _)| copy).filter(kms).collect();
+        found.sort_by_key(|copy| self.wrap_order.iter().any(|wanted| same_key(wanted, copy)));
+        found
     }
 
     pub(super) fn member(&self, recipient: &Recipient) -> Option<&Member> {

@@ -1,25 +1,29 @@
 //! When a volume's KMS key is to be rotated: the operator's policy, kept in the descriptor where KMS
 //! keeps none (keys in a custom key store).
 //!
-//! Two compatible features with a value: `rotation-period-days=N` and `rotated=SECONDS` since 1970.
+//! Three compatible features with a value: `rotation-period-days=N`, `rotated=SECONDS` since 1970, and
+//! `rotated-from=ID`, the id of the key whose successor is in use since.
 
 use crate::format::descriptor::Descriptor;
 use std::ops::RangeInclusive;
 
 const PERIOD: &str = "rotation-period-days=";
 const ROTATED: &str = "rotated=";
+const FROM: &str = "rotated-from=";
 const DAY: u64 = 86_400;
 
 /// Days between two rotations that KMS allows for its own; ours keep to them.
 pub const PERIODS: RangeInclusive<u32> = 90..=2560;
 
 /// What a descriptor says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rotation {
     /// Days between two rotations; none: no policy.
     pub period_days: Option<u32>,
     /// When the key was last rotated, or the volume made: seconds since 1970.
     pub last: u64,
+    /// Id of the key that the last rotation replaced: its aliases and headers are to follow.
+    pub from: Option<String>,
 }
 
 impl Rotation {
@@ -27,7 +31,7 @@ impl Rotation {
     pub fn of(descriptor: &Descriptor) -> Self {
         let period_days = value(descriptor, PERIOD).filter(|days| PERIODS.contains(days));
         let last = value(descriptor, ROTATED).unwrap_or(descriptor.params.created);
-        Self { period_days, last }
+        Self { period_days, last, from: value(descriptor, FROM) }
     }
 
     /// When the next rotation is due, seconds since 1970.
@@ -44,6 +48,12 @@ impl Rotation {
 /// Sets the policy, or takes it away; whether that changed anything.
 pub(super) fn set_period(descriptor: &mut Descriptor, days: Option<u32>) -> bool {
     set(descriptor, PERIOD, days.map(u64::from))
+}
+
+/// The key with this id was replaced by a rotation.
+pub(super) fn set_from(descriptor: &mut Descriptor, id: &str) {
+    descriptor.compat.retain(|feature| !feature.starts_with(FROM));
+    descriptor.compat.push(format!("{FROM}{id}"));
 }
 
 /// The key was rotated now.
@@ -91,7 +101,10 @@ mod tests {
     #[test]
     fn the_policy_is_kept_counts_from_the_last_rotation_and_leaves_other_features_alone() {
         let mut descriptor = descriptor();
-        assert_eq!(Rotation::of(&descriptor), Rotation { period_days: None, last: 1_000_000 });
+        assert_eq!(
+            Rotation::of(&descriptor),
+            Rotation { period_days: None, last: 1_000_000, from: None }
+        );
         assert!(set_period(&mut descriptor, Some(90)));
         assert!(!set_period(&mut descriptor, Some(90)));
         assert_eq!(Rotation::of(&descriptor).due(), Some(1_000_000 + 90 * DAY));
@@ -103,6 +116,10 @@ mod tests {
         assert!(set_period(&mut descriptor, None));
         assert_eq!(Rotation::of(&descriptor).due(), None);
         assert_eq!(descriptor.compat, ["something-else", "rotated=2000000"]);
+        set_from(&mut descriptor, "old");
+        set_from(&mut descriptor, "older");
+        assert_eq!(Rotation::of(&descriptor).from.as_deref(), Some("older"));
+        assert_eq!(descriptor.compat.len(), 3);
     }
 
     #[test]

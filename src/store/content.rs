@@ -170,23 +170,30 @@ impl Content {
         Ok(self.usable()?.replace_unused_key(key, slot))
     }
     /// New wrapped copies for the key slots, committed; `None` leaves a slot's as they are. Content
-    /// and data keys stay. The backing file gets the modification time `mtime`, unless a later one
-    /// is pending.
+    /// and data keys stay. The backing file gets the modification time `mtime` gives; it is asked for
+    /// only if none is pending, unless `touch`.
     ///
     /// Errors as [`super::rewrap::rewrap_header`], and those of a commit.
     pub fn rewrap(
         &self,
-        mtime: Time,
+        mtime: impl FnOnce() -> Result<Time, StoreError>,
+        touch: bool,
         current: Option<Vec<Recipient>>,
         next: Option<Vec<Recipient>>,
         epoch: u64,
     ) -> Result<(), StoreError> {
         let mut state = self.usable()?;
         state.commit()?;
+        // What was just committed has its own time, which is not in the backing file yet.
+        let pending = state.storage.log().and_then(|log| log.pending_mtime());
+        let time = match pending.filter(|_| !touch) {
+            Some(time) => time,
+            None => mtime()?,
+        };
         state.begin()?;
         super::rewrap::replace(&mut state.header, current, next, epoch)?;
         state.changed = true;
-        state.mtime = state.mtime.or(Some(mtime));
+        state.mtime = Some(time);
         state.commit()
     }
     /// Where the data keys come from: the current one's slot and the next one's.

@@ -10,12 +10,15 @@ use super::status::Survey;
 use super::target::Target;
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::mount::options::key_arn;
-use crate::cli::output::{Out, note, shown};
+use crate::cli::output::{Out, hex, note, shown};
 use crate::cli::secrets::KeyOptions;
+use crate::format::VolumeId;
+use crate::format::descriptor::Descriptor;
 use crate::format::header::Recipient;
 use crate::fs::volume::unlock_error;
-use crate::keys::aws::{self, KeyArn};
+use crate::keys::aws::{self, KeyArn, Route};
 use crate::keys::same_key;
+use crate::provision::TAG_VOLUME;
 use crate::provision::account::{Account, Pace, Places};
 use crate::provision::key;
 use crate::provision::lifecycle;
@@ -73,20 +76,16 @@ struct Checked {
 /// Runs the command.
 pub fn run(args: &RetireArgs) -> anyhow::Result<()> {
     let arn = KeyArn::parse(&args.key)?;
-    let mut checked = Vec::new();
-    for dir in &args.volume {
-        checked.push(require_unneeded(dir, &arn, Kind::Volume)?);
-    }
-    for dir in &args.backup {
-        checked.push(require_unneeded(dir, &arn, Kind::Backup)?);
-    }
-    let account = account_of(&arn, &args.keys);
+    let account = account_of(&arn, args.keys.kms.settings().route);
+    let checked = require_unneeded_anywhere(args, &arn, &account)?;
     require_no_alias(&account, &arn)?;
     // Only good to know: not everybody may ask, and not every KMS answers.
     let last_used = lifecycle::last_used(&account, arn.as_str()).ok().flatten();
     agree(args, last_used.as_deref())?;
     args.volume.iter().try_for_each(|dir| forget(dir, &arn, &args.keys))?;
-    lifecycle::disable(&account, arn.as_str())?;
+    if key::look(&account, arn.as_str())?.state != "PendingDeletion" {
+        lifecycle::disable(&account, arn.as_str())?;
+    }
     let deletion_date = args
         .schedule_deletion
         .map(|days| lifecycle::schedule_deletion(&account, arn.as_str(), days))
@@ -97,8 +96,8 @@ pub fn run(args: &RetireArgs) -> anyhow::Result<()> {
 }
 
 /// The account and Region of a key.
-pub fn account_of(arn: &KeyArn, keys: &KeyOptions) -> Account {
-    let places = Places { kms: keys.kms.settings().route, ..Places::default() };
+pub fn account_of(arn: &KeyArn, route: Route) -> Account {
+    let places = Places { kms: route, ..Places::default() };
     Account::new(arn.region(), places, Pace::default())
 }
 
@@ -108,21 +107,56 @@ enum Kind {
     Backup,
 }
 
+/// Looks into all directories; they must have to do with the key, and with each other.
+fn require_unneeded_anywhere(
+    args: &RetireArgs,
+    arn: &KeyArn,
+    account: &Account,
+) -> anyhow::Result<Vec<Checked>> {
+    let (mut checked, mut volumes, mut known) = (Vec::new(), Vec::new(), false);
+    let name = aws::name(arn, 0);
+    for dir in &args.volume {
+        let (one, descriptor) = require_unneeded(dir, arn, Kind::Volume)?;
+        known |= descriptor.allowed.iter().any(|key| same_key(key, &name));
+        volumes.push(descriptor.volume);
+        checked.push(one);
+    }
+    for dir in &args.backup {
+        let (one, descriptor) = require_unneeded(dir, arn, Kind::Backup)?;
+        if !volumes.contains(&descriptor.volume) {
+            let text = "is a copy of another volume than those named with --volume";
+            return Err(failure(FAILURE, format!("{} {text}; nothing was changed", dir.display())));
+        }
+        checked.push(one);
+    }
+    if known {
+        return Ok(checked);
+    }
+    // None knows it any more: it was retired before, or never was theirs.
+    let facts = key::describe(account, arn.as_str())?;
+    let of = |id: &VolumeId| facts.tag(TAG_VOLUME) == Some(&hex(&id.0));
+    if facts.state != "Enabled" || volumes.iter().any(of) {
+        return Ok(checked);
+    }
+    let text = "is enabled, and none of these volumes has ever used it, as far as they and its tags say: \
+                look at the ARN again; nothing was changed";
+    Err(failure(FAILURE, format!("{} {text}", arn.as_str())))
+}
+
 /// Fails if anything below a directory needs the key, or may need it.
-fn require_unneeded(dir: &Path, arn: &KeyArn, kind: Kind) -> anyhow::Result<Checked> {
+fn require_unneeded(dir: &Path, arn: &KeyArn, kind: Kind) -> anyhow::Result<(Checked, Descriptor)> {
     let name = aws::name(arn, 0);
     let ours = |key: &Recipient| same_key(key, &name);
     let survey = Survey::of(dir, &|_, key| ours(key))?;
     let at = dir.display();
     let refused =
         |text: String| Err(failure(FAILURE, format!("{at}: {text}; nothing was changed")));
-    let (mut files, mut only, mut paths) = (0, 0, Vec::new());
+    let (mut needing, mut paths) = (0, Vec::new());
     for (_, count) in survey.census.keys.iter().filter(|(key, _)| ours(key)) {
-        (files, only) = (files + count.files, only + count.only);
+        needing += count.files;
         paths.extend(count.paths.iter().take(SHOWN).map(|path| shown(path)));
     }
-    // A volume can be rewrapped. A copy stays as it is, and is of use if another key opens it.
-    let needing = if kind == Kind::Volume { files } else { only };
+    // Also where another key is named: whether that still works nobody can say.
     if needing > 0 {
         let cure = match kind {
             Kind::Volume => "run `kmsfsctl key rewrap` first",
@@ -132,17 +166,21 @@ fn require_unneeded(dir: &Path, arn: &KeyArn, kind: Kind) -> anyhow::Result<Chec
         let such = paths.join(", ");
         return refused(format!("{needing} files need the key ({such}, …); {cure}"));
     }
-    let copies = &survey.descriptor.volume_keys;
-    let opens = copies.iter().any(ours);
-    let others = copies.iter().any(|copy| !ours(copy));
-    if opens && (kind == Kind::Volume || !others) {
-        return refused("kmsfs.volume itself is opened with the key; rotate it first".into());
+    if survey.descriptor.volume_keys.iter().any(ours) {
+        let cure = match kind {
+            Kind::Volume => "rotate it first",
+            Kind::Backup => "keep the key, or let that copy go and make a new one",
+        };
+        return refused(format!("kmsfs.volume itself is opened with the key; {cure}"));
     }
     if survey.journal {
         return refused("its last mount did not end cleanly; run `kmsfsctl recover` first".into());
     }
     match (survey.census.unreadable.first(), survey.census.denied) {
-        (None, 0) => Ok(Checked { directory: at.to_string(), headers: survey.census.headers }),
+        (None, 0) => {
+            let headers = survey.census.headers;
+            Ok((Checked { directory: at.to_string(), headers }, survey.descriptor))
+        }
         (Some(path), _) => {
             let n = survey.census.unreadable.len();
             let path = shown(path);

@@ -119,7 +119,7 @@ impl Exchange {
         dir: &Path,
     ) -> anyhow::Result<()> {
         if let Some(to) = &self.to {
-            let to = kms_key(to)?;
+            let to = resolved(kms_key(to)?, options)?;
             // Half done already: what is left is the sweep.
             if !editor.kms_keys().contains(&to) {
                 let from = replaced(editor, self.from.as_deref())?;
@@ -147,6 +147,16 @@ pub fn replace(
     let new = new.map_err(|error| unlock_error(error.into(), dir))?;
     editor.note_rotation(super::now());
     Ok(new)
+}
+
+/// The key an alias stands for now.
+#[cfg(feature = "aws")]
+fn resolved(key: KeyArn, options: &UnlockOptions) -> anyhow::Result<KeyArn> {
+    if !key.is_alias() {
+        return Ok(key);
+    }
+    let account = super::retire::account_of(&key, options.kms.route.clone());
+    Ok(KeyArn::parse(&crate::provision::key::look(&account, key.as_str())?.arn)?)
 }
 
 #[cfg(feature = "aws")]

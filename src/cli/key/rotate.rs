@@ -87,7 +87,7 @@ pub fn run(args: &RotateArgs) -> anyhow::Result<()> {
     let target = Target::open(&args.dir, &options)?;
     let editor = target.editor(&options)?;
     let arn = rewrap::replaced(&editor, args.key.as_deref())?;
-    let account = account_of(&arn, &args.keys);
+    let account = account_of(&arn, options.kms.route.clone());
     let sweep = args.sweep.prepare(&target, args.json)?;
     let mut work = Work { args, options, target, account, arn, sweep, screen: Screen::new() };
     let report = work.run(editor)?;
@@ -116,15 +116,19 @@ impl Work<'_> {
             self.target.put(editor, &self.options)?;
             editor = self.target.editor(&self.options)?;
         }
-        if native {
-            return self.rotate_natively();
-        }
-        if self.args.only_period {
+        if self.args.only_period && !native {
             return Ok(self.report("period"));
         }
-        if self.is_unfinished(&editor)? {
+        if !self.args.only_period && self.is_unfinished(&editor)? {
             note("a rotation was interrupted: it is finished, and no other one begun");
             return self.finish(&editor, "finished", false);
+        }
+        if native {
+            // KMS keeps the period now.
+            if editor.set_rotation_period(None) {
+                self.target.put(editor, &self.options)?;
+            }
+            return self.rotate_natively();
         }
         let left = Rotation::of(editor.descriptor()).days_left(super::now());
         if self.args.if_due && left.is_none_or(|days| days >= 0) {
@@ -141,7 +145,9 @@ impl Work<'_> {
         }
         // Where KMS keeps the period, it keeps it by itself.
         let now = !self.args.only_period && !self.args.if_due;
-        if now {
+        // Each time counts against a lifetime limit: one that is under way, because an earlier run was
+        // cut off, is this one.
+        if now && lifecycle::rotation(&self.account, arn)?.on_demand_since.is_none() {
             lifecycle::rotate_now(&self.account, arn)?;
         }
         let native = Some(lifecycle::rotation(&self.account, arn)?);
@@ -153,21 +159,27 @@ impl Work<'_> {
         Ok(Report { native, ..self.report(what) })
     }
 
-    /// Does something still lead to a key that has a successor: an alias, or a header?
+    /// Does something still lead to the key that the last rotation replaced: an alias, or a header?
     fn is_unfinished(&self, editor: &Editor) -> anyhow::Result<bool> {
-        let retiring = editor.retiring_keys();
-        if retiring.is_empty() {
-            return Ok(false);
-        }
-        for old in &retiring {
-            if !key::aliases(&self.account, old.as_str())?.is_empty() {
-                return Ok(true);
-            }
+        let Some(old) = replaced_key(editor) else { return Ok(false) };
+        if !self.aliases(&old)?.is_empty() {
+            return Ok(true);
         }
         let survey = Survey::of(&self.target.dir, &|_, _| false)?;
-        let names: Vec<_> = retiring.iter().map(|old| aws::name(old, 0)).collect();
-        let needed = |key| names.iter().any(|name| same_key(key, name));
-        Ok(survey.census.keys.keys().any(needed))
+        let name = aws::name(&old, 0);
+        Ok(survey.census.keys.keys().any(|key| same_key(key, &name)))
+    }
+
+    /// The aliases of a key, in its own Region. A key that is gone has none.
+    fn aliases(&self, key: &KeyArn) -> anyhow::Result<Vec<String>> {
+        match key::aliases(&self.account_of(key), key.as_str()) {
+            Err(refused) if refused.code == "NotFoundException" => Ok(vec![]),
+            aliases => Ok(aliases?),
+        }
+    }
+
+    fn account_of(&self, key: &KeyArn) -> Account {
+        account_of(key, self.options.kms.route.clone())
     }
 
     /// Makes a successor and lets it take the key's place.
@@ -176,6 +188,9 @@ impl Work<'_> {
         let external = self.args.xks_key_id.as_deref();
         let wish = key::copy_wish(&self.account, self.arn.as_str(), external)?;
         let made = key::find_or_create(&self.account, &wish, &self.screen)?;
+        if !made.created {
+            self.require_as_wished(&made.arn, &wish.policy)?;
+        }
         let new = KeyArn::parse(&made.arn)?;
         match try_key(&self.account, new.as_str(), volume, &self.screen)? {
             Canary::Passed => {}
@@ -183,10 +198,22 @@ impl Work<'_> {
             Canary::NotAllowed(why) => note(why),
         }
         rewrap::replace(&mut editor, &self.arn, &new, &self.options, &self.target.dir)?;
+        editor.note_rotation_from(id_of(&self.arn));
         let changed = self.target.put(editor, &self.options)?;
         let editor = self.target.editor(&self.options)?;
         let finished = self.finish(&editor, "successor", changed)?;
         Ok(Report { key: self.arn.as_str().to_owned(), ..finished })
+    }
+
+    /// Anybody who may make keys may have put the mark of a successor on one of his own.
+    fn require_as_wished(&self, arn: &str, policy: &str) -> anyhow::Result<()> {
+        let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
+        if parsed(&key::policy(&self.account, arn)?) == parsed(policy) {
+            return Ok(());
+        }
+        let text = "bears the mark of the successor, and has another policy than the key it would follow: \
+                    look who made it; give it that policy, or take its tag kmsfs:request away";
+        Err(failure(FAILURE, format!("{arn} {text}; nothing was changed")))
     }
 
     /// Aliases, then headers, follow the key in use.
@@ -197,11 +224,12 @@ impl Work<'_> {
         changed: bool,
     ) -> anyhow::Result<Report> {
         let (mut moved, mut successor) = (Vec::new(), None);
-        for old in editor.retiring_keys() {
+        if let Some(old) = replaced_key(editor) {
             let current = successor_of(editor, &old)?;
-            for alias in key::aliases(&self.account, old.as_str())? {
+            let account = self.account_of(&old);
+            for alias in self.aliases(&old)? {
                 let from = Repoint::From(old.as_str());
-                key::point_alias(&self.account, &alias, current.as_str(), from, &self.screen)?;
+                key::point_alias(&account, &alias, current.as_str(), from, &self.screen)?;
                 moved.push(alias);
             }
             successor = Some(current.as_str().to_owned());
@@ -223,6 +251,17 @@ impl Work<'_> {
             rewrap: None,
         }
     }
+}
+
+fn id_of(key: &KeyArn) -> &str {
+    key.as_str().rsplit('/').next().unwrap_or_default()
+}
+
+/// The key that the last rotation replaced, while the volume still knows it. One that somebody replaced
+/// with `key rewrap --to` is his affair.
+fn replaced_key(editor: &Editor) -> Option<KeyArn> {
+    let from = Rotation::of(editor.descriptor()).from?;
+    editor.retiring_keys().into_iter().find(|key| id_of(key) == from)
 }
 
 /// The key in use that took the place of an old one: the only one, or that of the same Region.

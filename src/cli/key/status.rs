@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::target::backing_of;
+use super::target::{backing_of, require_writable};
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::output::{Out, hex, note, shown};
 use crate::format::descriptor::Descriptor;
@@ -58,7 +58,9 @@ impl Survey {
         let layout = Layout::new(descriptor.params.header_blocks).map_err(|e| refused(e.into()))?;
         let wanted = |key: &Recipient| paths(&descriptor, key);
         let census = census::keys(&root, layout, descriptor.volume, &wanted)?;
-        let journal = mountpoint.is_none() && journal::any(&root)?;
+        // A mount that only reads leaves it as it is.
+        let written = mountpoint.is_some_and(|point| require_writable(&point).is_ok());
+        let journal = !written && journal::any(&root)?;
         Ok(Self { descriptor, census, journal })
     }
 }

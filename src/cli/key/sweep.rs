@@ -106,7 +106,10 @@ impl Sweeping {
             let screen = SweepScreen::new(self.json, true);
             let swept = self.sweep(tree, keyring, generation, &writer, &screen)?;
             total = Swept { rewritten: total.rewritten + swept.rewritten, ..swept };
-            if swept.rewritten + swept.moved + swept.failed == 0 || pass >= PASSES {
+            let quiet = swept.rewritten + swept.moved + swept.failed == 0;
+            if quiet || pass >= PASSES {
+                // What was found only now may not be the last.
+                total.moved += if quiet { 0 } else { swept.rewritten };
                 return Ok((total, screen.finish()?));
             }
         }

@@ -101,7 +101,8 @@ pub fn backing_of(dir: &Path) -> (PathBuf, Option<PathBuf>) {
     }
 }
 
-fn require_writable(mountpoint: &Path) -> anyhow::Result<()> {
+/// Fails unless the mount may write.
+pub fn require_writable(mountpoint: &Path) -> anyhow::Result<()> {
     let shown = mountpoint.display();
     let text = control::status(mountpoint).map_err(|error| {
         failure(FAILURE, format!("the daemon of {shown} does not answer: {error}"))
