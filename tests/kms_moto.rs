@@ -63,6 +63,25 @@ impl Site {
         ctl
     }
 
+    /// The same without a key.
+    fn plain(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut ctl = ctl(&command.split(' ').collect::<Vec<_>>());
+        ctl.arg(self.source()).args(["--kms-endpoint", &self.endpoint]).args(arguments);
+        ctl
+    }
+
+    /// `provision key` for a deployment of this name, whose key KMS itself has.
+    fn provision(&self, name: &str) -> Value {
+        let account = self.key().split(':').nth(4).unwrap().to_owned();
+        let role = |name: &str| format!("arn:aws:iam::{account}:role/{name}");
+        let (admin, user) = (role("keys"), role("host"));
+        let mut command = ctl(&["provision", "key", "--origin", "aws-kms", "--yes"]);
+        command.args(["--region", aws::REGION, "--name", name, "--tag", "team=files"]);
+        command.args(["--admin", &admin, "--user", &user, "--settling", "2s"]);
+        command.args(["--kms-endpoint", &self.endpoint, "--sts-endpoint", &self.endpoint]);
+        answered(&mut command)
+    }
+
     fn mounting(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfs"));
         surroundings(&mut command);
@@ -107,6 +126,11 @@ impl Site {
         let paths = files.filter(is_file).chain([self.source()]);
         paths.map(|path| self.recipients(&path)).collect()
     }
+}
+
+/// What a command says as JSON.
+fn answered(command: &mut Command) -> Value {
+    serde_json::from_str(&said(command.arg("--json"))).unwrap()
 }
 
 /// For changes of a key's state: moto fails when it is given an ARN.
@@ -194,4 +218,60 @@ fn a_disabled_key_opens_nothing() {
     site.mount();
     site.write("one");
     site.unmount();
+}
+
+#[test]
+#[ignore = "needs an emulator: tests/rings/25-aws-cli.sh"]
+fn a_key_is_made_rotated_and_retired() {
+    let site = Site::new();
+    let name = format!("files-{}", std::process::id());
+    let made = site.provision(&name);
+    let (key, volume) = (made["key"].as_str().unwrap(), made["volume_id"].as_str().unwrap());
+    assert_eq!((&made["created"], &made["canary"]), (&json!(true), &json!("passed")));
+    let again = site.provision(&name);
+    assert_eq!((&again["created"], &again["key"]), (&json!(false), &made["key"]));
+    said(site.ctl("init", key).args(["--volume-id", volume]));
+    site.mount();
+    site.write("one");
+
+    // KMS rotates its own key by itself: the volume does not notice.
+    let list = site.dir.path().join("list");
+    let list = ["--list", list.to_str().unwrap()];
+    let period =
+        answered(&mut site.plain("key rotate", &["--period-days", "180", "--only-period"]));
+    assert_eq!(
+        (&period["rotation"], &period["native"]["automatic"]),
+        (&json!("period"), &json!(true))
+    );
+    let native = answered(&mut site.plain("key rotate", &list));
+    assert_eq!((&native["rotation"], &native["key"]), (&json!("kms"), &made["key"]));
+    let by_id = json!({ "KeyId": key });
+    let rotations = site.kms.call("ListKeyRotations", &by_id).unwrap();
+    assert_eq!(rotations["Rotations"].as_array().unwrap().len(), 1);
+    site.check(&["one"]);
+    site.write("two");
+
+    let moved = answered(site.plain("key rotate", &list).arg("--successor"));
+    let new = moved["successor"].as_str().unwrap();
+    assert_eq!(moved["aliases"], json!([format!("alias/{name}")]));
+    assert_eq!(moved["rewrap"]["rewritten"], 2);
+    let tags = |key: &str| {
+        let tags = site.kms.call("ListResourceTags", &json!({ "KeyId": key })).unwrap();
+        let tags = tags["Tags"].as_array().unwrap().clone();
+        tags.into_iter().filter(|tag| tag["TagKey"] != "kmsfs:request").collect::<Vec<_>>()
+    };
+    assert_eq!((tags(key), tags(key).len()), (tags(new), 4));
+    site.check(&["one", "two"]);
+    site.unmount();
+    assert_eq!(site.all_recipients(), vec![vec![new.to_owned()]; 3]);
+
+    let mut retire = ctl(&["key", "retire", key, "--no-backups", "--yes", "--volume"]);
+    let retired = answered(retire.arg(site.source()).args(["--kms-endpoint", &site.endpoint]));
+    assert_eq!(retired["disabled"], true);
+    let state = &site.kms.call("DescribeKey", &by_id).unwrap()["KeyMetadata"]["KeyState"];
+    assert_eq!(state, "Disabled");
+    site.mount();
+    site.check(&["one", "two"]);
+    site.unmount();
+    said(&mut site.plain("verify", &[]));
 }

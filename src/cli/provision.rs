@@ -2,6 +2,7 @@
 
 pub mod account;
 mod activate;
+mod all;
 mod certificate;
 mod cluster;
 mod key;
@@ -30,6 +31,7 @@ pub struct ProvisionArgs {
 #[derive(Subcommand)]
 enum ProvisionCommand {
     Plan(plan::PlanArgs),
+    All(Box<all::AllArgs>),
     Cluster(cluster::ClusterArgs),
     Certificate(certificate::CertificateArgs),
     Activate(activate::ActivateArgs),
@@ -42,6 +44,7 @@ enum ProvisionCommand {
 pub fn run(args: &ProvisionArgs) -> anyhow::Result<()> {
     match &args.command {
         ProvisionCommand::Plan(args) => plan::run(args),
+        ProvisionCommand::All(args) => all::run(args),
         ProvisionCommand::Cluster(args) => cluster::run(args),
         ProvisionCommand::Certificate(args) => certificate::run(args),
         ProvisionCommand::Activate(args) => activate::run(args),

@@ -62,9 +62,14 @@ impl Seen {
     /// Nothing is left to be claimed.
     pub fn is_claimed(&self) -> bool {
         use ClusterState::{Active, Initialized};
-        // A claim that was dropped may leave its certificate behind.
-        let waits = self.state == ClusterState::Uninitialized;
-        matches!(self.state, Active | Initialized) || self.certificate.is_some() && !waits
+        // A claim that was dropped may leave its certificate behind, and has to be sent again.
+        let dropped = self.state == ClusterState::Uninitialized;
+        matches!(self.state, Active | Initialized) || self.certificate.is_some() && !dropped
+    }
+
+    /// The state says that it is not claimed, or not yet.
+    fn is_waiting(&self) -> bool {
+        matches!(self.state, ClusterState::Uninitialized | ClusterState::InitializeInProgress)
     }
 
     /// The signing request that a cluster has from its first HSM until it is claimed.
@@ -164,9 +169,8 @@ pub fn await_initialized(
             {
                 Err(seen.unclaimed())
             }
-            seen if seen.is_claimed() && seen.state != ClusterState::InitializeInProgress => {
-                Ok(Ok(()))
-            }
+            // The certificate of a claim may show before, and after, the claim counts.
+            seen if seen.is_claimed() && !seen.is_waiting() => Ok(Ok(())),
             seen => Ok(Err(seen.state.to_string())),
         }
     })?;

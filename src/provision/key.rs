@@ -13,7 +13,7 @@ pub use facts::{
     Head, KeyFacts, KeyStore, aliases, copy_wish, describe, key_store, look, policy,
     successor_mark, tag, tags,
 };
-pub use search::find;
+pub use search::{find, find_begun};
 
 use super::account::{Account, Refused};
 use super::settling::settled;
@@ -24,6 +24,8 @@ use aws_sdk_kms::types::{OriginType, Tag};
 
 /// What a key was made for: a mark no other wanted key has.
 pub const TAG_REQUEST: &str = "kmsfs:request";
+/// The alias a key was made for.
+pub const TAG_ALIAS: &str = "kmsfs:alias";
 
 /// How often CreateKey is called when its answers are lost and nothing is found.
 const TRIES: u32 = 3;

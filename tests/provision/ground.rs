@@ -75,6 +75,11 @@ impl Ground {
         Ground { fake: FakeAws::start(), dir }
     }
 
+    /// The account alone: what comes next needs no file of the directory.
+    pub fn into_fake(self) -> FakeAws {
+        self.fake
+    }
+
     /// A place in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

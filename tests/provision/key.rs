@@ -134,6 +134,7 @@ fn a_key_has_its_policy_tags_and_alias_and_works() {
     assert_eq!(bed.target("alias/kmsfs"), arn);
     let mark = format!("{ID}.1");
     let wanted = [
+        ("kmsfs:alias", "alias/kmsfs"),
         ("kmsfs:deployment", "kmsfs"),
         ("kmsfs:request", &mark),
         ("kmsfs:volume", ID),

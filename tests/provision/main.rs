@@ -4,7 +4,12 @@
 mod aws;
 
 mod activate;
+mod all;
+#[allow(dead_code)]
+#[path = "../kms/bed.rs"]
+mod bed;
 mod certificate;
+mod followed;
 mod ground;
 mod key;
 mod stores;

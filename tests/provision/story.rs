@@ -1,171 +1,293 @@
-//! From an empty account to a key, by nothing but the commands that `plan` tells.
+//! From nothing to a mounted volume on a CloudHSM key, and from that key to its successor.
 
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use kmsfs::keys::{Editor, UnlockOptions};
+use serde_json::{Value, json};
 
-use super::aws::{Effect, Rule};
-use super::ground::{Ground, said, text};
+use super::all::all_here;
+use super::aws::{FakeAws, Origin};
+use super::bed::{Bed, ctl, refused, said, until};
+use super::ground::{self, Ground};
 
-const NAME: &str = "vault-1";
-/// A directory that a shell takes apart if nobody quotes it.
-const DIR: &str = "it's here";
-/// Steps of the plan that can be seen from here.
-const STEPS: usize = 15;
-/// Commands that are killed before the story has to be at its end.
-const KILLS: u32 = 60;
+const FILES: usize = 12;
+/// Some data keys, and not one for each file.
+const SHARED: &[&str] = &["--files-per-data-key", "5"];
 
-/// An empty account, and somebody who does what the plan says.
-struct Story {
-    ground: Ground,
-    /// Options that the plan cannot know, by command.
-    extra: Vec<(&'static str, String)>,
+/// A volume on a key with an alias, tags and a key store, mounted, with files.
+fn mounted() -> Bed {
+    let fake = FakeAws::start();
+    let store = fake.create_store("kmsfs", Origin::CloudHsm);
+    let key = fake.create_key_in(&store);
+    fake.set_alias("alias/kmsfs", &key);
+    with_files(Bed::on(fake, key, SHARED))
 }
 
-impl Story {
-    fn new() -> Story {
-        let ground = Ground::new();
-        let (aws, manufacturer) = ground.fake.hardware_roots();
-        ground.write("aws.crt", &aws);
-        ground.write("maker.crt", &manufacturer);
-        ground.write("passphrase", "correct horse\n");
-        let (cli, configure) = ground.fake.install_cli(&ground.path("."));
-        let certificate = "--ca-passphrase-file passphrase --aws-hardware-root aws.crt \
-                           --manufacturer-root maker.crt";
-        let activate = format!(
-            "--exec local --cloudhsm-cli {} --configure-cli {}",
-            cli.display(),
-            configure.display()
-        );
-        let key = "--yes --admin arn:aws:iam::111122223333:role/keys \
-                   --user arn:aws:iam::111122223333:role/host";
-        let extra = vec![
-            ("certificate", certificate.to_owned()),
-            ("activate", activate),
-            ("key ", key.to_owned()),
-        ];
-        Story { ground, extra }
-    }
+fn with_files(mut bed: Bed) -> Bed {
+    bed.mount("");
+    bed.make_files("a", FILES);
+    bed
+}
 
-    fn plan(&self) -> Vec<Value> {
-        let mut command = self.ground.provision(&["plan", "--name", NAME, "--dir", DIR, "--json"]);
-        let plan: Value = serde_json::from_str(&said(&mut command)).unwrap();
-        plan["steps"].as_array().unwrap()[..STEPS].to_vec()
-    }
+fn answered(command: &mut Command) -> Value {
+    serde_json::from_str(&said(command.arg("--json"))).unwrap()
+}
 
-    /// The command of the first step that is missing and not left to people, or that cannot be seen
-    /// and was not `done`.
-    fn next(&self, done: &[String]) -> Option<String> {
-        let steps = self.plan();
-        let command = |step: &Value| step["command"].as_str().unwrap().to_owned();
-        let due = |step: &&Value| match step["state"].as_str().unwrap() {
-            "missing" => step["where"] != "human",
-            "unknown" => !done.contains(&command(step)),
-            _ => false,
-        };
-        steps.iter().find(due).map(command)
-    }
+fn rotate(bed: &Bed, arguments: &[&str]) -> &'static mut Command {
+    let list = bed.path("list").to_str().unwrap().to_owned();
+    bed.ctl("key rotate", &[&["--list", &list], arguments].concat())
+}
 
-    /// A command of the plan, for a shell.
-    fn shell(&self, command: &str) -> Command {
-        let (first, second) = ("subnet-0a000000000000001", "subnet-0a000000000000002");
-        let subnets = format!("--subnet {first} --subnet {second}");
-        let command = command.replace("--subnet ID --subnet ID", &subnets);
-        let verb = command.strip_prefix("kmsfsctl provision ").unwrap();
-        let extra = self.extra.iter().find(|(name, _)| verb.starts_with(name));
-        let extra = extra.map_or("", |(_, extra)| extra);
-        let place = self.ground.fake.endpoint();
-        let line = format!(
-            "exec {command} {extra} --kms-endpoint {place} --cloudhsm-endpoint {place} \
-             --sts-endpoint {place} --poll 10ms --settling 1s --patience 30s"
-        );
-        let like = self.ground.provision(&[]);
-        let programs = Path::new(env!("CARGO_BIN_EXE_kmsfsctl")).parent().unwrap();
-        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &line]).env("PATH", path).current_dir(self.ground.path("."));
-        for (name, value) in like.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        shell
-    }
+fn retire(bed: &Bed, key: &str, arguments: &[&str]) -> Command {
+    let mut command = ctl(&["key", "retire", key, "--volume"]);
+    command.arg(bed.source()).args(["--kms-endpoint", &bed.fake.endpoint()]).args(arguments);
+    command
+}
 
-    /// There is one of each, it works, and no password was ever an argument.
-    fn check(&self) {
-        let steps = self.plan();
-        let seen = |step: &Value| step["state"] == "exists";
-        assert!(steps.iter().all(seen), "{steps:#?}");
-        let counts = self.ground.fake.counts();
-        let there = (counts.clusters, counts.hsms, counts.stores, counts.keys);
-        assert_eq!(there, (1, 2, 1, 1));
-        let log = self.ground.read("cloudhsm-cli.log");
-        for name in ["admin-password", "kmsuser-password"] {
-            let password = self.ground.read(&format!("{DIR}/{name}"));
-            assert!(password.len() == 32 && !log.contains(&password), "{name}");
-        }
-        let teardown = ["teardown", "plan", "--name", NAME];
-        let told = said(&mut self.ground.provision(&teardown));
-        let cluster = self.ground.fake.clusters()[0]["ClusterId"].as_str().unwrap().to_owned();
-        assert!(told.contains(&format!("delete-cluster --cluster-id {cluster}")), "{told}");
-        assert!(told.contains("schedule-key-deletion") && told.contains("cks-"), "{told}");
-    }
+/// State and number of files of a key, as `key status` has them; nothing if it knows no such key.
+fn status_of(bed: &Bed, key: &str) -> Option<(String, u64)> {
+    let status = answered(ctl(&["key", "status"]).arg(bed.source()));
+    let lines = status["keys"].as_array().unwrap().clone();
+    let line = lines.into_iter().find(|line| line["key"].as_str().unwrap().contains(key))?;
+    Some((line["state"].as_str().unwrap().to_owned(), line["files"].as_u64().unwrap()))
+}
+
+fn ask(fake: &FakeAws, operation: &str, key: &str) -> Value {
+    fake.client().call(operation, &json!({ "KeyId": key })).unwrap()
+}
+
+fn described(fake: &FakeAws, key: &str) -> Value {
+    ask(fake, "DescribeKey", key)["KeyMetadata"].clone()
+}
+
+/// The tags of a key but its mark.
+fn tags(fake: &FakeAws, key: &str) -> Vec<Value> {
+    let tags = ask(fake, "ListResourceTags", key)["Tags"].as_array().unwrap().clone();
+    tags.into_iter().filter(|tag| tag["TagKey"] != "kmsfs:request").collect()
+}
+
+fn keys(bed: &Bed) -> usize {
+    bed.fake.counts().keys
+}
+
+fn copy(from: &Path, to: &Path) {
+    said(Command::new("cp").arg("-a").args([from, to]));
+}
+
+/// A volume on a key of a cluster that did not exist before.
+fn from_nothing() -> Bed {
+    let ground = Ground::new();
+    let plan = ground::answered(&mut ground.provision(&["plan"]));
+    assert!(plan["steps"].as_array().unwrap()[2]["state"] == "missing", "{plan}");
+    let report = ground::answered(&mut all_here(&ground));
+    let plan = ground::answered(&mut ground.provision(&["plan"]));
+    let missing = |step: &&Value| step["state"] == "missing";
+    assert_eq!(plan["steps"].as_array().unwrap().iter().find(missing), None);
+    let text = |name: &str| report["key"][name].as_str().unwrap().to_owned();
+    let (key, volume) = (text("key"), text("volume_id"));
+    let init = [SHARED, &["--volume-id", &volume]].concat();
+    with_files(Bed::on(ground.into_fake(), key, &init))
 }
 
 #[test]
-fn the_plan_can_be_followed_to_its_end() {
-    let story = Story::new();
-    // The answer of everything that makes something is lost once.
-    for operation in [
-        "CreateCluster",
-        "CreateHsm",
-        "InitializeCluster",
-        "CreateCustomKeyStore",
-        "ConnectCustomKeyStore",
-        "CreateKey",
-        "CreateAlias",
-    ] {
-        story.ground.fake.fault(Rule::new(Effect::Drop).on(operation).times(1));
+fn the_whole_way() {
+    let mut bed = from_nothing();
+    let old = bed.key.clone();
+    let backup = bed.path("backup");
+    bed.unmount();
+    copy(&bed.source(), &backup);
+    bed.mount("");
+    bed.make_files("b", 3);
+
+    let report = answered(rotate(&bed, &[]));
+    assert_eq!(report["rotation"], "successor");
+    assert_eq!(report["aliases"], json!(["alias/kmsfs"]));
+    assert_eq!(report["rewrap"]["rewritten"], FILES + 3);
+    let new = report["successor"].as_str().unwrap().to_owned();
+    assert!(new != old && keys(&bed) == 2);
+    let (before, after) = (described(&bed.fake, &old), described(&bed.fake, &new));
+    for fact in ["CustomKeyStoreId", "Origin", "CloudHsmClusterId", "Description"] {
+        assert_eq!(before[fact], after[fact], "{fact}");
     }
-    let mut done = Vec::new();
-    while let Some(command) = story.next(&done) {
-        let output = story.shell(&command).output().unwrap();
-        assert!(output.status.success(), "{command}: {}", text(&output));
-        done.push(command);
-        assert!(done.len() < 10, "{done:#?}");
-    }
-    // Each command does its steps at once; the second HSM comes after activation.
-    let verbs: Vec<&str> = done.iter().map(|command| command.split(' ').nth(2).unwrap()).collect();
-    assert_eq!(verbs, ["cluster", "certificate", "activate", "cluster", "key-store", "key"]);
-    story.check();
+    assert_eq!(tags(&bed.fake, &old), tags(&bed.fake, &new));
+    let policy = |key: &str| ask(&bed.fake, "GetKeyPolicy", key)["Policy"].clone();
+    assert_eq!(policy(&old), policy(&new));
+    assert_eq!(described(&bed.fake, "alias/kmsfs")["Arn"], new.as_str());
+    // The daemon has gone over to it, and new files are wrapped for it.
+    bed.read_files("a", FILES);
+    bed.make_files("c", 2);
+    assert_eq!(status_of(&bed, &old), Some(("retiring".to_owned(), 0)));
+    assert_eq!(status_of(&bed, &new), Some(("current".to_owned(), FILES as u64 + 5)));
+
+    let with_backup = ["--backup", backup.to_str().unwrap(), "--yes"];
+    let why = refused(&mut retire(&bed, &old, &with_backup), 1);
+    assert!(why.contains("keep the key, or let that copy go"), "{why}");
+    assert_eq!(described(&bed.fake, &old)["KeyState"], "Enabled");
+    let retired = answered(&mut retire(&bed, &old, &["--no-backups", "--yes"]));
+    assert_eq!(retired["disabled"], true);
+    assert_eq!(described(&bed.fake, &old)["KeyState"], "Disabled");
+    assert_eq!(status_of(&bed, &old), None);
+    bed.remount("");
+    bed.read_files("a", FILES);
+    bed.read_files("b", 3);
+    bed.unmount();
+    said(bed.ctl("verify", &[]));
+    assert_eq!(bed.fake.bad_contexts(), 0);
 }
 
 #[test]
-fn killed_again_and_again_it_comes_to_the_same_end() {
-    let story = Story::new();
-    story.ground.fake.set_cluster_times(Duration::from_millis(40), Duration::from_millis(40));
-    story.ground.fake.set_connect_time(Duration::from_millis(40));
-    let (mut last, mut patience, mut kills) = (String::new(), Duration::ZERO, 0);
-    let mut done = Vec::new();
-    while let Some(command) = story.next(&done) {
-        // Longer each time, so that every moment of a command is its last one once.
-        let longer = patience + Duration::from_millis(40);
-        patience = if command == last { longer * 5 / 4 } else { Duration::from_millis(40) };
-        let mut shell = story.shell(&command);
-        let mut child = shell.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(patience);
-        child.kill().unwrap();
-        let output = child.wait_with_output().unwrap();
-        kills += 1;
-        assert!(kills < KILLS, "{command} never ends: {}", text(&output));
-        if output.status.success() {
-            done.push(command.clone());
+fn an_interrupted_rotation_makes_one_successor() {
+    let mut bed = mounted();
+    for call in ["CreateKey", "GenerateDataKey", "ReEncrypt", "UpdateAlias"] {
+        let before = bed.fake.calls_ok(call);
+        let mut running =
+            rotate(&bed, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until(call, || running.try_wait().unwrap().is_some() || bed.fake.calls_ok(call) > before);
+        let _ = running.kill();
+        running.wait().unwrap();
+        assert_eq!(keys(&bed), 2, "{call}");
+        bed.read_files("a", FILES);
+        // The last that was cut off is finished, and not followed by another one.
+        if described(&bed.fake, "alias/kmsfs")["Arn"] != bed.key.as_str() {
+            break;
         }
-        last = command;
     }
-    story.check();
+    let report = answered(rotate(&bed, &["--if-due"]));
+    assert!(["finished", "successor", "not-due"].contains(&report["rotation"].as_str().unwrap()));
+    assert_eq!(keys(&bed), 2);
+    assert_eq!(bed.fake.calls_ok("CreateKey"), 1);
+    assert_ne!(described(&bed.fake, "alias/kmsfs")["Arn"], bed.key.as_str());
+    assert_eq!(status_of(&bed, &bed.key), Some(("retiring".to_owned(), 0)));
+    bed.remount("");
+    bed.read_files("a", FILES);
+}
+
+#[test]
+fn killed_at_any_time_a_rotation_makes_one_successor() {
+    let mut bed = mounted();
+    bed.fake.set_latency(Duration::from_millis(10));
+    let current = |bed: &Bed| described(&bed.fake, "alias/kmsfs")["Arn"].clone();
+    for round in 1..40_u64 {
+        let mut running =
+            rotate(&bed, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(20 * round));
+        let done = running.try_wait().unwrap().is_some();
+        let _ = running.kill();
+        running.wait().unwrap();
+        assert!(keys(&bed) <= 2, "round {round}");
+        if done || current(&bed) != bed.key.as_str() {
+            break;
+        }
+    }
+    answered(rotate(&bed, &["--if-due"]));
+    assert_eq!((keys(&bed), bed.fake.calls_ok("CreateKey")), (2, 1));
+    assert_eq!(status_of(&bed, &bed.key), Some(("retiring".to_owned(), 0)));
+    bed.remount("");
+    bed.read_files("a", FILES);
+}
+
+#[test]
+fn a_lost_answer_makes_one_successor() {
+    let bed = mounted();
+    for call in ["CreateKey", "UpdateAlias", "ReEncrypt"] {
+        bed.fake.drop_next(call, 1);
+    }
+    let report = answered(rotate(&bed, &[]));
+    assert_eq!((&report["rotation"], keys(&bed)), (&json!("successor"), 2));
+    assert_eq!(bed.fake.calls("CreateKey"), 1);
+    // The next one is another one's successor.
+    let second = answered(rotate(&bed, &[]));
+    assert_eq!((&second["key"], keys(&bed)), (&report["successor"], 3));
+    assert_eq!(described(&bed.fake, "alias/kmsfs")["Arn"], second["successor"]);
+    bed.read_files("a", FILES);
+}
+
+/// Lets a volume that is not mounted look as if its key had been rotated so long ago.
+fn age(bed: &Bed, keyfile: &Path, days: u64) {
+    let options = UnlockOptions { keyfile: Some(keyfile.to_owned()), ..UnlockOptions::default() };
+    let path = bed.source().join("kmsfs.volume");
+    let mut editor = Editor::open(&fs::read(&path).unwrap(), &options).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    editor.note_rotation(now - days * 86_400);
+    fs::write(&path, editor.finish().unwrap()).unwrap();
+}
+
+#[test]
+fn a_period_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let keyfile = dir.path().join("rescue");
+    let fake = FakeAws::start();
+    let key = fake.create_key(Origin::CloudHsm);
+    let rescue = format!("keyfile:{}", keyfile.display());
+    let mut bed = with_files(Bed::on(fake, key, &["--recipient", &rescue]));
+    let report = answered(rotate(&bed, &["--if-due", "--period-days", "90"]));
+    assert_eq!((&report["rotation"], &report["period_days"]), (&json!("not-due"), &json!(90)));
+    assert!(matches!(report["days_left"].as_i64(), Some(89 | 90)), "{report}");
+    assert_eq!(answered(rotate(&bed, &["--if-due"]))["rotation"], "not-due");
+    let report = answered(rotate(&bed, &["--period-days", "120", "--only-period"]));
+    assert_eq!((&report["rotation"], &report["period_days"]), (&json!("period"), &json!(120)));
+    bed.unmount();
+    age(&bed, &keyfile, 119);
+    assert_eq!(answered(rotate(&bed, &["--if-due"]))["rotation"], "not-due");
+    age(&bed, &keyfile, 122);
+    assert_eq!(keys(&bed), 1);
+    bed.mount("");
+    assert_eq!(answered(rotate(&bed, &["--if-due"]))["rotation"], "successor");
+    // From then on it counts anew.
+    let report = answered(rotate(&bed, &["--if-due"]));
+    assert_eq!(report["rotation"], "not-due");
+    assert!(matches!(report["days_left"].as_i64(), Some(119 | 120)), "{report}");
+    assert_eq!(keys(&bed), 2);
+    bed.remount("");
+    bed.read_files("a", FILES);
+}
+
+#[test]
+fn a_key_that_is_needed_is_not_retired() {
+    let mut bed = mounted();
+    let old = bed.key.clone();
+    let no = |bed: &Bed, words: &str| {
+        let why = refused(&mut retire(bed, &old, &["--no-backups", "--yes"]), 1);
+        assert!(why.contains(words), "{words}: {why}");
+        assert_eq!(described(&bed.fake, &old)["KeyState"], "Enabled");
+    };
+    no(&bed, "files need the key");
+    // What is kept apart meanwhile is one that the rotation does not see.
+    bed.unmount();
+    let is_file = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        path.is_file() && !name.starts_with("kmsfs.")
+    };
+    let some = fs::read_dir(bed.source()).unwrap().map(|entry| entry.unwrap().path());
+    let some = some.filter(|path| is_file(path)).min().unwrap();
+    let aside = bed.path("aside");
+    fs::rename(&some, &aside).unwrap();
+    answered(rotate(&bed, &[]));
+    fs::copy(&aside, &some).unwrap();
+    no(&bed, "1 files need the key");
+    fs::write(&some, [0; 5000]).unwrap();
+    no(&bed, "1 headers cannot be read");
+    fs::remove_file(&some).unwrap();
+    bed.fake.set_alias("alias/late", &old);
+    no(&bed, "alias/late still points to it");
+    bed.fake.client().call("DeleteAlias", &json!({ "AliasName": "alias/late" })).unwrap();
+    // A mount that did not end leaves its journal.
+    bed.mount("");
+    fs::write(bed.at("unfinished"), "some bytes").unwrap();
+    let mut file = File::options().write(true).open(bed.at("unfinished")).unwrap();
+    file.sync_all().unwrap();
+    file.write_all(b"SOME").unwrap();
+    file.sync_all().unwrap();
+    bed.kill();
+    drop(file);
+    no(&bed, "did not end cleanly");
+    said(bed.ctl("recover", &[]));
+    let why = refused(&mut retire(&bed, &old, &["--no-backups"]), 1);
+    assert!(why.contains("say --yes"), "{why}");
+    said(&mut retire(&bed, &old, &["--no-backups", "--yes"]));
+    assert_eq!(described(&bed.fake, &old)["KeyState"], "Disabled");
 }

@@ -11,7 +11,8 @@ use crate::cli::output::Out;
 use crate::provision::activate::{
     ADMIN, Activated, Activation, Executor, KMSUSER, Keep, Passwords, Step, Tools, commands,
 };
-use crate::provision::initialize::find;
+use crate::provision::certificate::Files;
+use crate::provision::initialize::{Seen, find};
 
 /// Activate an initialized cluster and make kmsuser in it, or print the commands for that
 ///
@@ -25,6 +26,18 @@ use crate::provision::initialize::find;
 pub struct ActivateArgs {
     #[command(flatten)]
     place: ClusterOptions,
+    #[command(flatten)]
+    tools: ToolOptions,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// Where CloudHSM's tools run, and where new passwords go.
+#[derive(Args)]
+pub struct ToolOptions {
     /// Run the tools on this host
     #[arg(long, value_name = "WHERE", conflicts_with = "exec_template")]
     exec: Option<Exec>,
@@ -54,11 +67,6 @@ pub struct ActivateArgs {
     /// run need one again, put it into its file.
     #[arg(long, value_name = "COMMAND")]
     password_command: Option<String>,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    account: AccountOptions,
 }
 
 /// Where tools run.
@@ -96,7 +104,7 @@ pub fn run(args: &ActivateArgs) -> anyhow::Result<()> {
     let name = &args.account.name;
     let files = args.place.files(name)?;
     let seen = find(&account, args.place.cluster.as_deref(), name).map_err(refused)?;
-    let Some(executor) = args.executor() else {
+    let Some(executor) = args.tools.executor() else {
         if !seen.is_claimed() {
             let text = format!(
                 "cluster {}: it is {}; initialize it first with `kmsfsctl provision certificate`",
@@ -104,12 +112,11 @@ pub fn run(args: &ActivateArgs) -> anyhow::Result<()> {
             );
             return Err(failure(FAILURE, text));
         }
-        let steps = commands(&seen, account.region(), &files, &args.tools(), &args.anchor_path);
+        let steps = args.tools.by_hand(&seen, account.region(), &files);
         let (cluster, state) = (seen.id.clone(), seen.state.to_string());
         return args.print_plan(&Plan { cluster, state, commands: steps });
     };
-    let keep = args.password_command.clone().map_or(Keep::Files, Keep::Command);
-    let passwords = Passwords::new(files.clone(), keep);
+    let passwords = args.tools.passwords(&files);
     let activation = Activation {
         account: &account,
         cluster: &seen.id,
@@ -122,12 +129,24 @@ pub fn run(args: &ActivateArgs) -> anyhow::Result<()> {
     args.print(activated, &passwords)
 }
 
-impl ActivateArgs {
+impl ToolOptions {
     fn tools(&self) -> Tools {
         Tools { cli: self.cloudhsm_cli.clone(), configure: self.configure_cli.clone() }
     }
 
-    fn executor(&self) -> Option<Executor> {
+    /// What to do where nothing can be run from here.
+    pub fn by_hand(&self, seen: &Seen, region: &str, files: &Files) -> Vec<Step> {
+        commands(seen, region, files, &self.tools(), &self.anchor_path)
+    }
+
+    /// Where passwords come from and go to.
+    pub fn passwords(&self, files: &Files) -> Passwords {
+        let keep = self.password_command.clone().map_or(Keep::Files, Keep::Command);
+        Passwords::new(files.clone(), keep)
+    }
+
+    /// Nothing, if people run the tools.
+    pub fn executor(&self) -> Option<Executor> {
         let (tools, anchor) = (self.tools(), self.anchor_path.clone());
         match (&self.exec_template, self.exec) {
             (Some(template), _) => {
@@ -137,7 +156,20 @@ impl ActivateArgs {
             (None, None) => None,
         }
     }
+}
 
+/// The commands, one below the other.
+pub fn print_steps(out: &mut Out, steps: &[Step]) -> anyhow::Result<()> {
+    for (number, step) in steps.iter().enumerate() {
+        out.line(format!("\n{}. {}.", number + 1, step.about))?;
+        if !step.command.is_empty() {
+            out.line(format!("     {}", step.command))?;
+        }
+    }
+    Ok(())
+}
+
+impl ActivateArgs {
     fn print_plan(&self, plan: &Plan) -> anyhow::Result<()> {
         let mut out = Out::new();
         if self.json {
@@ -148,12 +180,7 @@ impl ActivateArgs {
         if plan.state == "ACTIVE" {
             out.line("It is activated: what is left is kmsuser, unless `user list` shows it.")?;
         }
-        for (number, step) in plan.commands.iter().enumerate() {
-            out.line(format!("\n{}. {}.", number + 1, step.about))?;
-            if !step.command.is_empty() {
-                out.line(format!("     {}", step.command))?;
-            }
-        }
+        print_steps(&mut out, &plan.commands)?;
         out.finish()
     }
 

@@ -28,6 +28,18 @@ use crate::provision::initialize::{Certified, Seen, Source, certify, find};
 pub struct CertificateArgs {
     #[command(flatten)]
     place: ClusterOptions,
+    #[command(flatten)]
+    signing: SigningOptions,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// Who signs, and what the hardware has to prove.
+#[derive(Args)]
+pub struct SigningOptions {
     /// Read the passphrase of the CA's key from FILE (one newline at its end is dropped)
     #[arg(long, value_name = "FILE")]
     ca_passphrase_file: Option<PathBuf>,
@@ -47,11 +59,6 @@ pub struct CertificateArgs {
     /// Check the hardware's certificate by its manufacturer against this root, PEM
     #[arg(long, value_name = "FILE")]
     manufacturer_root: Option<PathBuf>,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    account: AccountOptions,
 }
 
 #[derive(Serialize)]
@@ -74,13 +81,14 @@ pub fn run(args: &CertificateArgs) -> anyhow::Result<()> {
     let account = args.account.account()?;
     let name = &args.account.name;
     let files = args.place.files(name)?;
-    let roots = args.roots()?;
+    let roots = args.signing.roots()?;
     let seen = find(&account, args.place.cluster.as_deref(), name).map_err(refused)?;
-    if let Some(path) = &args.csr_out {
-        return write_request(args, &seen, path, account.region());
+    if let Some(path) = &args.signing.csr_out {
+        write_request(&seen, path)?;
+        return print_request(args, &seen, path, account.region());
     }
-    let mut ask = |which| args.passphrase(which);
-    let source = match args.external()? {
+    let mut ask = |which| args.signing.passphrase(which);
+    let source = match args.signing.external()? {
         Some(claim) => Source::External(claim),
         None => Source::Own { name, ask: &mut ask },
     };
@@ -89,8 +97,14 @@ pub fn run(args: &CertificateArgs) -> anyhow::Result<()> {
     print(args, &seen, account.region(), &files, &done)
 }
 
-impl CertificateArgs {
-    fn roots(&self) -> anyhow::Result<Roots> {
+impl SigningOptions {
+    /// Where the signing request goes, if another CA shall sign and has not yet.
+    pub fn request_for_others(&self) -> Option<&Path> {
+        self.csr_out.as_deref()
+    }
+
+    /// What the hardware is checked against.
+    pub fn roots(&self) -> anyhow::Result<Roots> {
         let read = |path: &Option<PathBuf>| path.as_deref().map(read).transpose();
         Ok(Roots {
             aws: read(&self.aws_hardware_root)?,
@@ -98,7 +112,8 @@ impl CertificateArgs {
         })
     }
 
-    fn external(&self) -> anyhow::Result<Option<Claim>> {
+    /// What another CA has signed.
+    pub fn external(&self) -> anyhow::Result<Option<Claim>> {
         match (&self.signed_cert, &self.trust_anchor) {
             (Some(signed), Some(anchor)) => {
                 Ok(Some(Claim { signed: read(signed)?, anchor: read(anchor)? }))
@@ -107,7 +122,8 @@ impl CertificateArgs {
         }
     }
 
-    fn passphrase(&self, which: Passphrase) -> Result<SecretBytes, String> {
+    /// The passphrase of the own CA's key.
+    pub fn passphrase(&self, which: Passphrase) -> Result<SecretBytes, String> {
         let passphrase = match (&self.ca_passphrase_file, which) {
             (Some(path), _) => read_passphrase_file(path).map_err(|e| e.to_string())?,
             (None, Passphrase::New) => {
@@ -143,18 +159,28 @@ fn read(path: &Path) -> anyhow::Result<String> {
     text.map_err(|text| failure(FAILURE, text))
 }
 
-fn write_request(
-    args: &CertificateArgs,
-    seen: &Seen,
-    path: &Path,
-    region: &str,
-) -> anyhow::Result<()> {
+/// Writes the cluster's signing request; one that is there must be the same.
+pub fn write_request(seen: &Seen, path: &Path) -> anyhow::Result<()> {
     let csr = seen.request().map_err(refused)?;
     let there = files::read_text(path).map_err(|text| failure(FAILURE, text))?;
     if there.as_deref().map(str::trim) != Some(csr.trim()) {
         let written = files::write_new(path, csr.as_bytes(), files::PUBLIC);
         written.map_err(|text| failure(FAILURE, text))?;
     }
+    Ok(())
+}
+
+/// What another CA has to know.
+pub const FOR_OTHERS: &str = "Have a root CA with an RSA key of 2048 or 4096 bits sign it, its subject unchanged. Then run the \
+     same command with --signed-cert FILE and --trust-anchor FILE (the root's own certificate) instead \
+     of --csr-out.";
+
+fn print_request(
+    args: &CertificateArgs,
+    seen: &Seen,
+    path: &Path,
+    region: &str,
+) -> anyhow::Result<()> {
     let report = Report {
         cluster: seen.id.clone(),
         region: region.to_owned(),
@@ -170,11 +196,7 @@ fn write_request(
         return out.finish();
     }
     out.fact("signing request", path.display().to_string())?;
-    out.line(
-        "Have a root CA with an RSA key of 2048 or 4096 bits sign it, its subject unchanged. Then run \
-         the same command with --signed-cert FILE and --trust-anchor FILE (the root's own \
-         certificate) instead of --csr-out.",
-    )?;
+    out.line(FOR_OTHERS)?;
     out.finish()
 }
 
@@ -217,7 +239,8 @@ fn print(
     out.finish()
 }
 
-fn hardware(done: &Certified) -> &'static str {
+/// How far the hardware has proved itself.
+pub fn hardware(done: &Certified) -> &'static str {
     match (done.was_claimed, done.hardware.aws, done.hardware.manufacturer) {
         (true, ..) => "not checked: that is possible only before a cluster is initialized",
         (_, true, true) => "checked: AWS and the manufacturer vouch for it",

@@ -14,13 +14,8 @@ use crate::provision::plan::HSM_PER_HOUR;
 /// there is found and not made twice.
 #[derive(Args)]
 pub struct ClusterArgs {
-    /// A private subnet for HSMs; at least two, in different Availability Zones of one VPC
-    #[arg(long, value_name = "ID")]
-    subnet: Vec<String>,
-    /// Days that CloudHSM keeps backups (7 to 379)
-    #[arg(long, value_name = "DAYS", default_value_t = 90,
-          value_parser = clap::value_parser!(u16).range(7..=379))]
-    retention: u16,
+    #[command(flatten)]
+    new: NewCluster,
     /// A further tag of the cluster; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     tag: Vec<(String, String)>,
@@ -38,16 +33,35 @@ pub struct ClusterArgs {
     account: AccountOptions,
 }
 
+/// What a cluster that is not there yet is made of.
+#[derive(Args)]
+pub struct NewCluster {
+    /// A private subnet for HSMs; at least two, in different Availability Zones of one VPC
+    #[arg(long, value_name = "ID")]
+    subnet: Vec<String>,
+    /// Days that CloudHSM keeps backups (7 to 379)
+    #[arg(long, value_name = "DAYS", default_value_t = 90,
+          value_parser = clap::value_parser!(u16).range(7..=379))]
+    retention: u16,
+}
+
+impl NewCluster {
+    /// The cluster of a deployment, or the one with this id.
+    pub fn wish(&self, name: &str, id: Option<&str>, tags: &[(String, String)]) -> ClusterWish {
+        ClusterWish {
+            name: name.to_owned(),
+            subnets: self.subnet.clone(),
+            retention_days: self.retention,
+            tags: tags.to_vec(),
+            id: id.map(str::to_owned),
+        }
+    }
+}
+
 /// Runs the command.
 pub fn run(args: &ClusterArgs) -> anyhow::Result<()> {
     let account = args.account.account()?;
-    let wish = ClusterWish {
-        name: args.account.name.clone(),
-        subnets: args.subnet.clone(),
-        retention_days: args.retention,
-        tags: args.tag.clone(),
-        id: args.cluster.clone(),
-    };
+    let wish = args.new.wish(&args.account.name, args.cluster.as_deref(), &args.tag);
     let screen = Screen::new();
     let mut cluster = ensure_cluster(&account, &wish, &screen)?;
     for number in 1..=usize::from(args.hsms) {

@@ -18,22 +18,43 @@ use crate::keys::aws::classify::Class;
 use crate::keys::finding::{Finding, Level};
 use crate::provision::account::{Account, Caller, Refused};
 use crate::provision::canary::{self, Canary};
-use crate::provision::key::{self, Head, KeyWish, Made, Origin, Pointed, Repoint, TAG_REQUEST};
+use crate::provision::key::{
+    self, Head, KeyWish, Made, Origin, Pointed, Repoint, TAG_ALIAS, TAG_REQUEST,
+};
 use crate::provision::policy::PolicyWish;
 use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME, lint};
 
 use super::account::AccountOptions;
-use review::{Outcome, Review, Trial, confirm, show_findings};
+pub use review::{Outcome, confirm};
+use review::{Review, Trial, show_findings};
 
 /// Make the KMS key of a volume, with its policy, tags and alias
 #[derive(Args)]
 pub struct KeyArgs {
+    #[command(flatten)]
+    key: KeyOptions,
+    /// Print the policy and end: nothing is made
+    #[arg(long)]
+    policy_only: bool,
+    /// Do not ask before anything is made
+    #[arg(long)]
+    yes: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// Which key.
+#[derive(Args)]
+pub struct KeyOptions {
     /// Where the key's material is
     #[arg(long, value_enum, default_value_t = Place::AwsCloudhsm)]
-    origin: Place,
+    pub origin: Place,
     /// Key store, by id or name (default: the name of the deployment)
     #[arg(long, value_name = "STORE")]
-    key_store: Option<String>,
+    pub key_store: Option<String>,
     /// The key in the external key manager, for a key of an external key store
     #[arg(long, value_name = "ID")]
     xks_key_id: Option<String>,
@@ -48,7 +69,7 @@ pub struct KeyArgs {
     repoint_alias: bool,
     /// A tag; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = tag)]
-    tag: Vec<(String, String)>,
+    pub tag: Vec<(String, String)>,
     /// The volume the key is for (32 hexadecimal digits); without it, the one an earlier run chose, or a
     /// new one, to be given to `init`
     #[arg(long, value_name = "ID", value_parser = volume_id)]
@@ -58,23 +79,12 @@ pub struct KeyArgs {
     rotation_days: Option<u32>,
     #[command(flatten)]
     who: WhoOptions,
-    /// Print the policy and end: nothing is made
-    #[arg(long)]
-    policy_only: bool,
     /// Go on although the policy has faults
     #[arg(long)]
     accept_findings: bool,
     /// Fail if the key cannot be tried, for example because this caller may not use it
     #[arg(long)]
-    require_canary: bool,
-    /// Do not ask before anything is made
-    #[arg(long)]
-    yes: bool,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    account: AccountOptions,
+    pub require_canary: bool,
 }
 
 /// Who may do what.
@@ -117,8 +127,9 @@ struct WhoOptions {
     sso_wildcard: bool,
 }
 
+/// Where a key's material is.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Place {
+pub enum Place {
     /// A CloudHSM cluster (custom key store)
     AwsCloudhsm,
     /// KMS itself
@@ -147,64 +158,144 @@ impl WhoOptions {
 }
 
 /// What is to be there in the end.
-struct Goal {
+pub struct Goal {
     volume: VolumeId,
-    alias: String,
+    pub alias: String,
     /// What the alias points to now.
     target: Option<String>,
     mark: String,
+    /// Chosen just now: there is no such key.
+    is_new: bool,
+}
+
+/// What is to be made, looked over; nothing is made yet.
+pub struct Draft {
+    pub caller: Caller,
+    pub goal: Goal,
+    policy: Value,
+    findings: Vec<Finding>,
+    /// The key, if it is there.
+    present: Option<Head>,
 }
 
 /// Runs the command.
 pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
-    check_options(args)?;
+    let (key, name) = (&args.key, &args.account.name);
+    key.check()?;
     let account = args.account.account()?;
-    let caller = account.caller()?;
-    let goal = goal(args, &account)?;
-    let policy = args.who.policy(&caller, goal.volume);
-    let findings = lint::findings(&policy, &caller);
     if args.policy_only {
-        return print_policy(args, &goal, &policy, &findings);
+        return print_policy(key, &account, name);
     }
-    let wish = wish(args, &account, &goal, &policy)?;
-    let present = key::find(&account, &wish.mark, wish.alias.as_deref())?;
-    refuse_foreign_alias(args, &goal, present.as_ref())?;
-    Review {
-        account: &account,
-        caller: &caller,
-        wish: &wish,
-        alias: &goal.alias,
-        policy: &policy,
-        findings: &findings,
-        present: present.as_ref(),
-        rotation_days: args.rotation_days,
-    }
-    .show();
-    refuse_faults(&findings, args.accept_findings)?;
-    let is_done =
-        present.is_some() && present.as_ref().map(|head| &head.arn) == goal.target.as_ref();
-    if !is_done {
+    let draft = key.draft(&account, name)?;
+    let wish = key.wish(name, &draft, origin(key, &account, name)?);
+    key.review(&account, &draft, &wish);
+    refuse_faults(&draft.findings, key.accept_findings)?;
+    if !draft.is_done() {
         confirm(args.yes, "Make this?")?;
     }
-    let id = hex(&goal.volume.0);
-    let outcome = provision(args, &account, &goal, &wish, present).with_context(|| {
-        format!("volume id {id}: run the same command again with --volume-id {id} to go on")
-    })?;
+    let outcome = key.make(&account, &draft, &wish, args.json)?;
     outcome.print(args.json)?;
-    outcome.verdict(args.require_canary)
+    outcome.verdict(key.require_canary)
 }
 
-/// Makes what is missing, and tries the key.
+impl Draft {
+    /// Is the key there, with its alias?
+    pub fn is_done(&self) -> bool {
+        let arn = self.present.as_ref().map(|head| &head.arn);
+        arn.is_some() && arn == self.goal.target.as_ref()
+    }
+}
+
+impl KeyOptions {
+    /// What is there, and what is wanted. Fails where that cannot be made.
+    pub fn draft(&self, account: &Account, name: &str) -> anyhow::Result<Draft> {
+        let caller = account.caller()?;
+        let goal = goal(self, account, name)?;
+        let policy = self.who.policy(&caller, goal.volume);
+        let findings = lint::findings(&policy, &caller);
+        let present = match goal.is_new {
+            true => None,
+            false => key::find(account, &goal.mark, Some(&goal.alias))?,
+        };
+        refuse_foreign_alias(self, &goal, present.as_ref())?;
+        Ok(Draft { caller, goal, policy, findings, present })
+    }
+
+    /// For the library.
+    pub fn wish(&self, name: &str, draft: &Draft, origin: Origin) -> KeyWish {
+        let (goal, id) = (&draft.goal, hex(&draft.goal.volume.0));
+        let own = [
+            (TAG_DEPLOYMENT, name.to_owned()),
+            (TAG_VOLUME, id.clone()),
+            (TAG_ALIAS, goal.alias.clone()),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        let description = self.description.clone();
+        KeyWish {
+            origin,
+            description: description.unwrap_or_else(|| format!("kmsfs volume {id} ({name})")),
+            alias: Some(goal.alias.clone()),
+            tags: own.into_iter().chain(self.tag.iter().cloned()).collect(),
+            policy: draft.policy.to_string(),
+            mark: goal.mark.clone(),
+        }
+    }
+
+    /// Where the key shall be, if the key store is as it should be.
+    pub fn origin_in(&self, store: String) -> Origin {
+        match (self.origin, &self.xks_key_id) {
+            (Place::AwsKms, _) => Origin::AwsKms,
+            (_, None) => Origin::CloudHsm { store },
+            (_, Some(id)) => Origin::External { store, xks_key_id: id.clone() },
+        }
+    }
+
+    /// Shows everything that is about to be.
+    pub fn review(&self, account: &Account, draft: &Draft, wish: &KeyWish) {
+        let review = Review {
+            account,
+            caller: &draft.caller,
+            wish,
+            alias: &draft.goal.alias,
+            policy: &draft.policy,
+            findings: &draft.findings,
+            present: draft.present.as_ref(),
+            rotation_days: self.rotation_days,
+        };
+        review.show();
+    }
+
+    /// Refuses a policy with faults, unless they are accepted.
+    pub fn refuse_faults(&self, draft: &Draft) -> anyhow::Result<()> {
+        refuse_faults(&draft.findings, self.accept_findings)
+    }
+
+    /// Makes what is missing, and tries the key.
+    pub fn make(
+        &self,
+        account: &Account,
+        draft: &Draft,
+        wish: &KeyWish,
+        quiet: bool,
+    ) -> anyhow::Result<Outcome> {
+        let id = hex(&draft.goal.volume.0);
+        provision(self, account, draft, wish, quiet).with_context(|| {
+            format!("volume id {id}: run the same command again with --volume-id {id} to go on")
+        })
+    }
+}
+
 fn provision(
-    args: &KeyArgs,
+    args: &KeyOptions,
     account: &Account,
-    goal: &Goal,
+    draft: &Draft,
     wish: &KeyWish,
-    present: Option<Head>,
+    quiet: bool,
 ) -> Result<Outcome, Refused> {
-    let teller = review::Screen { quiet: args.json };
-    let made: Made = match present {
-        Some(head) => key::adopt(account, wish, &head, &teller)?,
+    let goal = &draft.goal;
+    let teller = review::Screen { quiet };
+    let made: Made = match &draft.present {
+        Some(head) => key::adopt(account, wish, head, &teller)?,
         None => key::create(account, wish, &teller)?,
     };
     if let Some(days) = args.rotation_days {
@@ -236,53 +327,64 @@ fn differs(account: &Account, arn: &str, wanted: &str) -> bool {
     key::policy(account, arn).is_ok_and(|present| parsed(&present) != parsed(wanted))
 }
 
-fn check_options(args: &KeyArgs) -> anyhow::Result<()> {
-    let refuse = |text: &str| Err(failure(FAILURE, text.to_owned()));
-    let external = args.origin == Place::ExternalKeyStore;
-    if args.rotation_days.is_some() && args.origin != Place::AwsKms {
-        return refuse(
-            "KMS rotates no key of a key store: take --rotation-days away, and have `kmsfsctl key \
-             rotate` make a new key when it is time",
-        );
+impl KeyOptions {
+    /// Refuses options that do not go together.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let refuse = |text: &str| Err(failure(FAILURE, text.to_owned()));
+        let external = self.origin == Place::ExternalKeyStore;
+        if self.rotation_days.is_some() && self.origin != Place::AwsKms {
+            return refuse(
+                "KMS rotates no key of a key store: take --rotation-days away, and have `kmsfsctl \
+                 key rotate` make a new key when it is time",
+            );
+        }
+        if self.origin == Place::AwsKms && self.key_store.is_some() {
+            return refuse(
+                "a key of KMS itself is in no key store: take --key-store away, or --origin",
+            );
+        }
+        if external != self.xks_key_id.is_some() {
+            return refuse(
+                "--xks-key-id names the key in an external key manager: it belongs to --origin \
+                 external-key-store, which needs it",
+            );
+        }
+        Ok(())
     }
-    if args.origin == Place::AwsKms && args.key_store.is_some() {
-        return refuse(
-            "a key of KMS itself is in no key store: take --key-store away, or --origin",
-        );
+}
+
+fn alias_of(args: &KeyOptions, name: &str) -> anyhow::Result<String> {
+    match &args.alias {
+        Some(alias) => Ok(alias.clone()),
+        None => alias_name(name).map_err(|text| failure(FAILURE, text)),
     }
-    if external != args.xks_key_id.is_some() {
-        return refuse(
-            "--xks-key-id names the key in an external key manager: it belongs to --origin \
-             external-key-store, which needs it",
-        );
-    }
-    Ok(())
 }
 
 /// The volume that was named, or the one an earlier run chose, or a new one.
-fn goal(args: &KeyArgs, account: &Account) -> anyhow::Result<Goal> {
-    let alias = match &args.alias {
-        Some(alias) => alias.clone(),
-        None => alias_name(&args.account.name).map_err(|text| failure(FAILURE, text))?,
-    };
-    let new = |target| {
+fn goal(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Result<Goal> {
+    let alias = alias_of(args, name)?;
+    let other = |target| {
         let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
         let mark = format!("{}.1", hex(&volume.0));
-        Goal { volume, alias: alias.clone(), target, mark }
+        let is_new = args.volume_id.is_none();
+        Goal { volume, alias: alias.clone(), target, mark, is_new }
     };
-    if args.policy_only {
-        return Ok(new(None));
-    }
-    let Some(head) = unless_denied(key::look(account, &alias))? else { return Ok(new(None)) };
-    let tags = unless_denied(key::tags(account, &head.arn))?.unwrap_or_default();
-    let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(args.account.name.as_str());
+    let target = unless_denied(key::look(account, &alias))?.map(|head| head.arn);
+    let begun = match (&target, args.volume_id) {
+        (Some(arn), _) => Some(arn.clone()),
+        // Its volume is named, and so is its mark.
+        (None, Some(_)) => None,
+        (None, None) => key::find_begun(account, name, &alias)?.map(|head| head.arn),
+    };
+    let Some(arn) = begun else { return Ok(other(None)) };
+    let tags = unless_denied(key::tags(account, &arn))?.unwrap_or_default();
+    let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(name);
     let volume = key::tag(&tags, TAG_VOLUME).and_then(|id| volume_id(id).ok());
-    let target = Some(head.arn);
     match (volume, key::tag(&tags, TAG_REQUEST)) {
         (Some(id), Some(mark)) if ours && args.volume_id.is_none_or(|wanted| wanted == id) => {
-            Ok(Goal { volume: VolumeId(id), alias, target, mark: mark.to_owned() })
+            Ok(Goal { volume: VolumeId(id), alias, target, mark: mark.to_owned(), is_new: false })
         }
-        _ => Ok(new(target)),
+        _ => Ok(other(target)),
     }
 }
 
@@ -295,29 +397,14 @@ fn unless_denied<T>(answer: Result<T, Refused>) -> Result<Option<T>, Refused> {
     }
 }
 
-fn wish(args: &KeyArgs, account: &Account, goal: &Goal, policy: &Value) -> anyhow::Result<KeyWish> {
-    let (name, id) = (&args.account.name, hex(&goal.volume.0));
-    let own = [(TAG_DEPLOYMENT, name.clone()), (TAG_VOLUME, id.clone())];
-    let own = own.map(|(name, value)| (name.to_owned(), value));
-    let description =
-        args.description.clone().unwrap_or_else(|| format!("kmsfs volume {id} ({name})"));
-    Ok(KeyWish {
-        origin: origin(args, account)?,
-        description,
-        alias: Some(goal.alias.clone()),
-        tags: own.into_iter().chain(args.tag.iter().cloned()).collect(),
-        policy: policy.to_string(),
-        mark: goal.mark.clone(),
-    })
-}
-
-fn origin(args: &KeyArgs, account: &Account) -> anyhow::Result<Origin> {
+/// Where the key shall be; a key store must be connected.
+pub fn origin(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Result<Origin> {
     let kind = match args.origin {
         Place::AwsKms => return Ok(Origin::AwsKms),
         Place::AwsCloudhsm => "AWS_CLOUDHSM",
         Place::ExternalKeyStore => "EXTERNAL_KEY_STORE",
     };
-    let name = args.key_store.as_ref().unwrap_or(&args.account.name);
+    let name = args.key_store.as_deref().unwrap_or(name);
     let Some(store) = key::key_store(account, name)? else {
         let text = format!(
             "there is no key store {name} in {}: name one with --key-store, or make a key of KMS \
@@ -340,14 +427,15 @@ fn origin(args: &KeyArgs, account: &Account) -> anyhow::Result<Origin> {
         );
         return Err(failure(KEY_UNAVAILABLE, text));
     }
-    Ok(match args.xks_key_id.clone() {
-        Some(xks_key_id) => Origin::External { store: store.id, xks_key_id },
-        None => Origin::CloudHsm { store: store.id },
-    })
+    Ok(args.origin_in(store.id))
 }
 
 /// Before anything is made: a key whose alias cannot be had would be left over.
-fn refuse_foreign_alias(args: &KeyArgs, goal: &Goal, present: Option<&Head>) -> anyhow::Result<()> {
+fn refuse_foreign_alias(
+    args: &KeyOptions,
+    goal: &Goal,
+    present: Option<&Head>,
+) -> anyhow::Result<()> {
     match &goal.target {
         Some(target) if !args.repoint_alias && present.is_none_or(|head| head.arn != *target) => {
             let text = format!(
@@ -371,21 +459,22 @@ fn refuse_faults(findings: &[Finding], accepted: bool) -> anyhow::Result<()> {
     Err(failure(FAILURE, format!("the policy has {what}; {advice}; nothing was made")))
 }
 
-fn print_policy(
-    args: &KeyArgs,
-    goal: &Goal,
-    policy: &Value,
-    findings: &[Finding],
-) -> anyhow::Result<()> {
-    show_findings(findings);
+/// Asks nobody but who is calling.
+fn print_policy(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Result<()> {
+    alias_of(args, name)?;
+    let caller = account.caller()?;
+    let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
+    let policy = args.who.policy(&caller, volume);
+    let findings = lint::findings(&policy, &caller);
+    show_findings(&findings);
     if args.volume_id.is_none() && !args.who.console_policy {
-        let id = hex(&goal.volume.0);
+        let id = hex(&volume.0);
         note(format!("Volume id {id}: give it to `kmsfsctl init --volume-id`."));
     }
     let mut out = Out::new();
-    out.json(policy)?;
+    out.json(&policy)?;
     out.finish()?;
-    refuse_faults(findings, args.accept_findings)
+    refuse_faults(&findings, args.accept_findings)
 }
 
 /// `alias/NAME`; the first part may be left out.

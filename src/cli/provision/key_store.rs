@@ -14,6 +14,7 @@ use crate::cli::output::Out;
 use crate::crypto::SecretBytes;
 use crate::keys::aws::classify::Class;
 use crate::keys::keyfile::read_private_file;
+use crate::provision::Teller;
 use crate::provision::account::{Account, Refused};
 use crate::provision::activate::KMSUSER;
 use crate::provision::cluster;
@@ -36,6 +37,18 @@ pub struct KeyStoreArgs {
     /// The certificate the cluster was initialized with [default: customerCA.crt of the directory]
     #[arg(long, value_name = "FILE")]
     trust_anchor: Option<PathBuf>,
+    #[command(flatten)]
+    options: StoreOptions,
+    /// Print the key store as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// The secrets of a key store, and what to do if it does not connect.
+#[derive(Args)]
+pub struct StoreOptions {
     /// The password of kmsuser, in a file that only its owner may open [default: kmsuser-password of
     /// the directory]
     #[arg(long, value_name = "FILE")]
@@ -46,11 +59,6 @@ pub struct KeyStoreArgs {
     mend: bool,
     #[command(flatten)]
     external: ExternalOptions,
-    /// Print the key store as JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    account: AccountOptions,
 }
 
 /// The proxy of an external key manager.
@@ -89,43 +97,89 @@ enum Connectivity {
 /// Runs the command.
 pub fn run(args: &KeyStoreArgs) -> anyhow::Result<()> {
     let account = args.account.account()?;
-    let screen = Screen::new();
-    let sought = Sought::parse(args.store.as_deref().unwrap_or(&args.account.name));
-    let found = find(&account, sought)?;
-    let store = match (found, sought) {
-        (Some(store), _) => {
-            args.require_same(&account, &store)?;
-            store
-        }
-        (None, Sought::Id(id)) => {
-            let region = account.region();
-            let text = format!("there is no key store {id} in Region {region}; check --region");
-            return Err(failure(FAILURE, text));
-        }
-        (None, Sought::Name(name)) => {
-            let backing = args.backing(&args.cluster_id(&account)?)?;
-            let wish = StoreWish { name: name.to_owned(), id: None, backing };
-            ensure_store(&account, &wish, &screen)?
-        }
+    let name = &args.account.name;
+    let files = args.place.files(name)?;
+    let wanted = Wanted {
+        account: &account,
+        name,
+        cluster: args.place.cluster.as_deref(),
+        store: args.store.as_deref(),
+        anchor: args.trust_anchor.clone().unwrap_or_else(|| files.anchor()),
+        password: args.options.password_file(files.dir()),
+        options: &args.options,
     };
-    let cluster = store.cluster.clone();
-    let secrets = || args.backing(&cluster);
-    let mend = args.mend.then_some(&secrets as _);
-    let store = ensure_connected(&account, &store.id, mend, &screen)?;
+    let screen = Screen::new();
+    let store = wanted.ensure(&screen)?;
     drop(screen);
     print(&store, args.json)
 }
 
-impl KeyStoreArgs {
+impl StoreOptions {
+    /// Where the password of `kmsuser` is, if nobody says otherwise in this directory.
+    pub fn password_file(&self, dir: &Path) -> PathBuf {
+        let named = self.kmsuser_password_file.clone();
+        named.unwrap_or_else(|| dir.join(KMSUSER))
+    }
+}
+
+/// A key store, and where its secrets are.
+pub struct Wanted<'a> {
+    /// Where it is.
+    pub account: &'a Account,
+    /// Name of the deployment.
+    pub name: &'a str,
+    /// The cluster, if it is not the deployment's.
+    pub cluster: Option<&'a str>,
+    /// Its id or name, if that is not the deployment's.
+    pub store: Option<&'a str>,
+    /// The file of the trust anchor.
+    pub anchor: PathBuf,
+    /// The file of the password of `kmsuser`.
+    pub password: PathBuf,
+    /// The rest.
+    pub options: &'a StoreOptions,
+}
+
+impl Wanted<'_> {
+    /// Makes it unless it is there, and connects it.
+    pub fn ensure(&self, teller: &dyn Teller) -> anyhow::Result<StoreFacts> {
+        let account = self.account;
+        let sought = Sought::parse(self.store.unwrap_or(self.name));
+        let store = match (find(account, sought)?, sought) {
+            (Some(store), _) => {
+                self.require_same(&store)?;
+                store
+            }
+            (None, Sought::Id(id)) => {
+                let region = account.region();
+                let text = format!("there is no key store {id} in Region {region}; check --region");
+                return Err(failure(FAILURE, text));
+            }
+            (None, Sought::Name(name)) => {
+                let backing = self.backing(&self.cluster_id()?)?;
+                let wish = StoreWish { name: name.to_owned(), id: None, backing };
+                ensure_store(account, &wish, teller)?
+            }
+        };
+        let cluster = store.cluster.clone();
+        let secrets = || self.backing(&cluster);
+        let mend = self.options.mend.then_some(&secrets as _);
+        Ok(ensure_connected(account, &store.id, mend, teller)?)
+    }
+
+    fn is_external(&self) -> bool {
+        self.options.external.xks_endpoint.is_some()
+    }
+
     /// The cluster a new store shall have.
-    fn cluster_id(&self, account: &Account) -> Result<Option<String>, Refused> {
-        if self.external.xks_endpoint.is_some() {
+    fn cluster_id(&self) -> Result<Option<String>, Refused> {
+        if self.is_external() {
             return Ok(None);
         }
-        let name = &self.account.name;
-        let sought = cluster::Sought::new(name, self.place.cluster.as_deref());
+        let (account, name) = (self.account, self.name);
+        let sought = cluster::Sought::new(name, self.cluster);
         let found = cluster::find(account, sought)?;
-        match (found, &self.place.cluster) {
+        match (found, self.cluster) {
             (Some(cluster), _) => Ok(Some(cluster.id)),
             (None, Some(id)) => cluster::get(account, id).map(|cluster| Some(cluster.id)),
             (None, None) => {
@@ -139,34 +193,29 @@ impl KeyStoreArgs {
     }
 
     /// A store that is there must be the one that is meant.
-    fn require_same(&self, account: &Account, store: &StoreFacts) -> Result<(), Refused> {
-        let named = self.place.cluster.is_some() || self.external.xks_endpoint.is_some();
+    fn require_same(&self, store: &StoreFacts) -> Result<(), Refused> {
+        let named = self.cluster.is_some() || self.is_external();
         if !named && self.store.is_some() {
             return Ok(());
         }
         if !named {
             // By the deployment's name alone: its cluster, if it can be found, must be the one.
-            let of = cluster::find(account, cluster::Sought::Name(&self.account.name))?;
+            let of = cluster::find(self.account, cluster::Sought::Name(self.name))?;
             return of.map_or(Ok(()), |cluster| store.require(Some(&cluster.id)));
         }
-        store.require(self.place.cluster.as_deref())
+        store.require(self.cluster)
     }
 
     /// What is behind the store, with its secrets.
     fn backing(&self, cluster: &Option<String>) -> Result<Backing, Refused> {
         match cluster {
             Some(cluster) => self.cloudhsm(cluster),
-            None => self.external.proxy().map(Backing::External),
+            None => self.options.external.proxy().map(Backing::External),
         }
     }
 
     fn cloudhsm(&self, cluster: &str) -> Result<Backing, Refused> {
-        let files =
-            self.place.files(&self.account.name).map_err(|error| refused(error.to_string()))?;
-        let anchor = self.trust_anchor.clone().unwrap_or_else(|| files.anchor());
-        let password = self.kmsuser_password_file.clone();
-        let password = password.unwrap_or_else(|| files.dir().join(KMSUSER));
-        Backing::cloudhsm(cluster, &anchor, &password)
+        Backing::cloudhsm(cluster, &self.anchor, &self.password)
     }
 }
 

@@ -86,6 +86,18 @@ fn print(out: &mut Out, plan: &Plan) -> anyhow::Result<()> {
 }
 
 fn line(out: &mut Out, step: &Step) -> anyhow::Result<()> {
+    out.line(summary(step))?;
+    out.line(format!("{:23}{}", "", shown(step.detail.as_bytes())))?;
+    match &step.command {
+        Some(command) if step.state != State::Exists => {
+            out.line(format!("{:23}$ {}", "", shown(command.as_bytes())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A step in one line.
+pub fn summary(step: &Step) -> String {
     let state = match step.state {
         State::Exists => "exists",
         State::Missing => "missing",
@@ -102,12 +114,5 @@ fn line(out: &mut Out, step: &Step) -> anyhow::Result<()> {
         (_, month) if month > 0.0 => format!(" (${month:.0} a month)"),
         _ => String::new(),
     };
-    out.line(format!("{:>2}  {state:<8} {place:<9} {}{price}", step.number, step.what))?;
-    out.line(format!("{:23}{}", "", shown(step.detail.as_bytes())))?;
-    match &step.command {
-        Some(command) if step.state != State::Exists => {
-            out.line(format!("{:23}$ {}", "", shown(command.as_bytes())))
-        }
-        _ => Ok(()),
-    }
+    format!("{:>2}  {state:<8} {place:<9} {}{price}", step.number, step.what)
 }

@@ -1,9 +1,10 @@
 //! Finds a key again by its mark.
 
-use super::TAG_REQUEST;
-use super::facts::{Head, look, tag, tags};
+use super::facts::{Head, aliases, look, tag, tags};
+use super::{TAG_ALIAS, TAG_REQUEST};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
+use crate::provision::TAG_DEPLOYMENT;
 use crate::provision::account::{Account, Refused};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -30,21 +31,39 @@ pub fn find(account: &Account, mark: &str, alias: Option<&str>) -> Result<Option
         // An alias of somebody else's may not be for this caller.
         let named = not_for_us(look(account, alias))?;
         if let Some(head) = named.filter(is_living)
-            && has_mark(account, &head.arn, mark)? == Some(true)
+            && not_for_us(tags(account, &head.arn))?.is_some_and(|tags| has_mark(&tags, mark))
         {
             return Ok(Some(head));
         }
     }
-    let seen = scan(account, mark)?;
+    let seen = scan(account, &|_, tags| Ok(has_mark(tags, mark)))?;
     if seen.found.is_none() && seen.read == 0 && seen.hidden > 0 {
         return Err(blind(mark, seen.hidden));
     }
     Ok(seen.found)
 }
 
+/// A key that was made for this alias of a deployment and did not get it: whoever made it was
+/// interrupted, and did not live to tell its mark. Keys to be deleted do not count.
+pub fn find_begun(
+    account: &Account,
+    deployment: &str,
+    alias: &str,
+) -> Result<Option<Head>, Refused> {
+    let seen = scan(account, &|arn, tags| {
+        let ours = tag(tags, TAG_DEPLOYMENT) == Some(deployment);
+        let made_for_it = ours && tag(tags, TAG_ALIAS) == Some(alias);
+        Ok(made_for_it && aliases(account, arn)?.is_empty())
+    })?;
+    if seen.found.is_none() && seen.read == 0 && seen.hidden > 0 {
+        return Err(blind(&format!("of {alias}"), seen.hidden));
+    }
+    Ok(seen.found)
+}
+
 /// As [`find`], for when it must be certain that there is none.
 pub fn find_surely(account: &Account, mark: &str) -> Result<Option<Head>, Refused> {
-    let seen = scan(account, mark)?;
+    let seen = scan(account, &|_, tags| Ok(has_mark(tags, mark)))?;
     match seen.found {
         None if seen.hidden > 0 => Err(blind(mark, seen.hidden)),
         found => Ok(found),
@@ -75,18 +94,19 @@ fn not_for_us<T>(answer: Result<T, Refused>) -> Result<Option<T>, Refused> {
     }
 }
 
-/// `None` if it is hidden.
-fn has_mark(account: &Account, arn: &str, mark: &str) -> Result<Option<bool>, Refused> {
-    let tags = not_for_us(tags(account, arn))?;
-    Ok(tags.map(|tags| tag(&tags, TAG_REQUEST) == Some(mark)))
+fn has_mark(tags: &[(String, String)], mark: &str) -> bool {
+    tag(tags, TAG_REQUEST) == Some(mark)
 }
 
-fn scan(account: &Account, mark: &str) -> Result<Seen, Refused> {
+/// Is it the key with this ARN and these tags?
+type Test<'a> = dyn Fn(&str, &[(String, String)]) -> Result<bool, Refused> + Sync + 'a;
+
+fn scan(account: &Account, is_it: &Test<'_>) -> Result<Seen, Refused> {
     let (keys, seen, failed) = (list(account)?, Mutex::new(Seen::default()), Mutex::new(None));
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let lane = || {
         while let (false, Some(arn)) = (over.load(Relaxed), keys.get(next.fetch_add(1, Relaxed))) {
-            match inspect(account, arn, mark, &seen) {
+            match inspect(account, arn, is_it, &seen) {
                 Ok(true) => over.store(true, Relaxed),
                 Ok(false) => {}
                 Err(refused) => {
@@ -109,8 +129,15 @@ fn scan(account: &Account, mark: &str) -> Result<Seen, Refused> {
 }
 
 /// Is it the one?
-fn inspect(account: &Account, arn: &str, mark: &str, seen: &Mutex<Seen>) -> Result<bool, Refused> {
-    match has_mark(account, arn, mark)? {
+fn inspect(
+    account: &Account,
+    arn: &str,
+    is_it: &Test<'_>,
+    seen: &Mutex<Seen>,
+) -> Result<bool, Refused> {
+    // Nothing, if they are hidden.
+    let tags = not_for_us(tags(account, arn))?;
+    match tags.map(|tags| is_it(arn, &tags)).transpose()? {
         Some(false) => seen.lock().read += 1,
         Some(true) => {
             let head = not_for_us(look(account, arn))?.filter(is_living);

@@ -150,8 +150,9 @@ pub struct Outcome {
     pub trial: Trial,
 }
 
+/// The same for JSON.
 #[derive(Serialize)]
-struct Facts<'a> {
+pub struct Facts<'a> {
     key: &'a str,
     created: bool,
     alias: &'a str,
@@ -170,29 +171,42 @@ struct Facts<'a> {
 
 impl Outcome {
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
-        let next =
-            format!("kmsfsctl init DIR --key aws-kms:{} --volume-id {}", self.key, self.volume_id);
+        let mut out = Out::new();
+        if json {
+            out.json(&self.facts())?;
+            return out.finish();
+        }
+        self.print_on(&mut out)?;
+        out.finish()
+    }
+
+    /// For JSON.
+    pub fn facts(&self) -> Facts<'_> {
         let (canary, canary_text) = match &self.trial {
             Trial::Passed => ("passed", None),
             Trial::NotAllowed(text) => ("not-allowed", Some(text.as_str())),
             Trial::Failed(text) => ("failed", Some(text.as_str())),
         };
-        let mut out = Out::new();
-        if json {
-            out.json(&Facts {
-                key: &self.key,
-                created: self.created,
-                alias: &self.alias,
-                alias_moved: self.alias_moved,
-                volume_id: &self.volume_id,
-                rotation_days: self.rotation_days,
-                policy_differs: self.policy_differs,
-                canary,
-                canary_text,
-                next,
-            })?;
-            return out.finish();
+        Facts {
+            key: &self.key,
+            created: self.created,
+            alias: &self.alias,
+            alias_moved: self.alias_moved,
+            volume_id: &self.volume_id,
+            rotation_days: self.rotation_days,
+            policy_differs: self.policy_differs,
+            canary,
+            canary_text,
+            next: self.next(),
         }
+    }
+
+    fn next(&self) -> String {
+        format!("kmsfsctl init DIR --key aws-kms:{} --volume-id {}", self.key, self.volume_id)
+    }
+
+    /// For people.
+    pub fn print_on(&self, out: &mut Out) -> anyhow::Result<()> {
         let how = if self.created { "made" } else { "exists" };
         out.fact("key", format!("{} ({how})", self.key))?;
         let moved = if self.alias_moved { " (pointed elsewhere before)" } else { "" };
@@ -203,12 +217,13 @@ impl Outcome {
                 "not as shown above: the key keeps the one it has (`aws kms put-key-policy`)";
             out.fact("policy", text)?;
         }
-        match canary_text {
-            None => out.fact("trial", "a data key was made, unwrapped, and refused elsewhere")?,
-            Some(text) => out.fact("trial", text)?,
+        match &self.trial {
+            Trial::Passed => {
+                out.fact("trial", "a data key was made, unwrapped, and refused elsewhere")?;
+            }
+            Trial::NotAllowed(text) | Trial::Failed(text) => out.fact("trial", text)?,
         }
-        out.line(format!("Next: {next}"))?;
-        out.finish()
+        out.line(format!("Next: {}", self.next()))
     }
 
     /// What the exit code is about.
