@@ -42,9 +42,15 @@ pub fn rotate_now(account: &Account, arn: &str) -> Result<(), Refused> {
     })
 }
 
+/// A key's id. Only its own account may switch it off or delete it, so the ARN says no more, and not
+/// every emulator understands it there.
+fn id(arn: &str) -> String {
+    arn.rsplit('/').next().unwrap_or(arn).to_owned()
+}
+
 /// Switches a key off. Enabling it undoes that.
 pub fn disable(account: &Account, arn: &str) -> Result<(), Refused> {
-    let id = arn.to_owned();
+    let id = id(arn);
     account.ask("DisableKey", arn, move |clients| {
         let request = clients.kms.disable_key().key_id(&id);
         async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
@@ -53,7 +59,7 @@ pub fn disable(account: &Account, arn: &str) -> Result<(), Refused> {
 
 /// Has KMS delete a key after so many days (7 to 30); the date. Until then the deletion can be cancelled.
 pub fn schedule_deletion(account: &Account, arn: &str, days: u32) -> Result<String, Refused> {
-    let (id, days) = (arn.to_owned(), i32::try_from(days).unwrap_or(30));
+    let (id, days) = (id(arn), i32::try_from(days).unwrap_or(30));
     let answer = account.ask("ScheduleKeyDeletion", arn, move |clients| {
         let request = clients.kms.schedule_key_deletion().key_id(&id);
         let request = request.pending_window_in_days(days);

@@ -477,6 +477,88 @@ our_volume() {
     done
 }
 
+# What `provision key` makes, as AWS's client reads it back.
+our_key() {
+    local name=$WHO-ring account volume key policy role
+    account=$(cut -d: -f5 <<<"$ARN")
+    role=arn:aws:iam::$account:role
+    ctl key --origin aws-kms --name "$name" --tag team=files --rotation-days 365 \
+        --admin "$role/keys" --user "$role/host" >"$WORK/key.json" 2>"$WORK/err" ||
+        { not_ok "$WHO: provision key: $(tail -1 "$WORK/err")"; return; }
+    ok "$WHO: provision key"
+    key=$(said_in "$WORK/key.json" key)
+    volume=$(said_in "$WORK/key.json" volume_id)
+    is "its data key comes and goes" "$(said_in "$WORK/key.json" canary)" passed
+    same "the key made by us" "Enabled AWS_KMS kmsfs volume $volume ($name)" \
+        "join(' ', KeyMetadata.[KeyState, Origin, Description])" describe-key --key-id "$key"
+    same "its alias" "alias/$name" 'Aliases[].AliasName' list-aliases --key-id "$key"
+    same "whose alias it is" "$key" KeyMetadata.Arn describe-key --key-id "alias/$name"
+    for pair in "kmsfs:deployment $name" "kmsfs:volume $volume" "kmsfs:request $volume.1" \
+        "kmsfs:alias alias/$name" "team files"; do
+        same "its tag ${pair% *}" "${pair#* }" "Tags[?TagKey=='${pair% *}'].TagValue" \
+            list-resource-tags --key-id "$key"
+    done
+    same "rotation by KMS" True KeyRotationEnabled get-key-rotation-status --key-id "$key"
+    # moto ignores the period, see above.
+    ! fake || same "once a year" 365 RotationPeriodInDays get-key-rotation-status --key-id "$key"
+    policy=$(ask Policy get-key-policy --key-id "$key" --policy-name default)
+    is "who may use it, and for what" "$(python3 -c 'import json, sys
+use = {s["Sid"]: s for s in json.loads(sys.argv[1])["Statement"]}["VolumeUse"]
+print(use["Principal"]["AWS"], use["Condition"]["StringEquals"]["kms:EncryptionContext:kmsfs:volume"])' \
+        "$policy")" "$role/host $volume"
+    ctl key --origin aws-kms --name "$name" --admin "$role/keys" --user "$role/host" \
+        >"$WORK/again.json" 2>"$WORK/err"
+    is "a second run finds it" "$(said_in "$WORK/again.json" created) $(said_in "$WORK/again.json" key)" \
+        "False $key"
+}
+
+# What `provision all` makes of an empty account, as AWS's client reads it back. moto has no CloudHSM.
+our_cluster() {
+    local hsm=("$AWS" cloudhsmv2 --endpoint-url "$URL" --output text) name=ring tools=$WORK/tools
+    local cluster store key query
+    mkdir -p "$tools" "$WORK/place"
+    for tool in cloudhsm-cli configure-cli; do
+        ln -sf "$REPO/tests/support/aws/cloudhsm-cli.py" "$tools/$tool"
+    done
+    export KMSFS_FAKE_AWS=$URL KMSFS_FAKE_CLI_CONFIG=$WORK/place/cli.cfg KMSFS_FAKE_CLI_LOG=$WORK/place/cli.log
+    echo correct horse >"$WORK/place/passphrase"
+    ctl all --name "$name" --dir "$WORK/place/dir" --ca-passphrase-file "$WORK/place/passphrase" \
+        --subnet subnet-0a000000000000001 --subnet subnet-0a000000000000002 --exec local \
+        --cloudhsm-cli "$tools/cloudhsm-cli" --configure-cli "$tools/configure-cli" \
+        --admin "arn:aws:iam::111122223333:role/keys" --user "arn:aws:iam::111122223333:role/host" \
+        >"$WORK/all.json" 2>"$WORK/err" ||
+        { not_ok "$WHO: provision all: $(tail -1 "$WORK/err")"; return; }
+    ok "$WHO: provision all"
+    cluster=$("${hsm[@]}" describe-clusters \
+        --query "Clusters[?TagList[?Key=='kmsfs:deployment' && Value=='$name']].ClusterId" 2>&1)
+    query="join(' ', Clusters[0].[State, HsmType, join(',', sort(Hsms[].AvailabilityZone))])"
+    is "an active cluster with HSMs in two zones" \
+        "$("${hsm[@]}" describe-clusters --filters "clusterIds=$cluster" --query "$query" 2>&1)" \
+        "ACTIVE hsm2m.medium us-east-1a,us-east-1b"
+    query='Clusters[0].Certificates.ClusterCertificate'
+    "${hsm[@]}" describe-clusters --filters "clusterIds=$cluster" --query "$query" >"$WORK/place/cluster.crt" 2>&1
+    check "$WHO: its certificate is ours" \
+        openssl verify -CAfile "$WORK/place/dir/customerCA.crt" "$WORK/place/cluster.crt"
+    query="join(' ', CustomKeyStores[0].[CloudHsmClusterId, ConnectionState, CustomKeyStoreType])"
+    same "its key store" "$cluster CONNECTED AWS_CLOUDHSM" "$query" \
+        describe-custom-key-stores --custom-key-store-name "$name"
+    store=$(ask 'CustomKeyStores[0].CustomKeyStoreId' describe-custom-key-stores --custom-key-store-name "$name")
+    key=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["key"]["key"])' "$WORK/all.json")
+    same "the key in it" "$key AWS_CLOUDHSM $store $cluster" \
+        "join(' ', KeyMetadata.[Arn, Origin, CustomKeyStoreId, CloudHsmClusterId])" \
+        describe-key --key-id "alias/$name"
+    error "KMS does not rotate it" UnsupportedOperationException get-key-rotation-status --key-id "$key"
+}
+
+# ctl COMMAND...: one of our `provision` commands, answering JSON.
+ctl() {
+    "$WORK/bin/kmsfsctl" provision "$@" --region us-east-1 --yes --json --poll 100ms --settling 3s \
+        --kms-endpoint "$URL" --sts-endpoint "$URL" --cloudhsm-endpoint "$URL"
+}
+
+# said_in FILE NAME: a member of a JSON document.
+said_in() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))[sys.argv[2]])' "$@"; }
+
 for WHO in $ENDPOINTS; do
     "start_$WHO"
     keys
@@ -488,8 +570,10 @@ for WHO in $ENDPOINTS; do
     states
     caller
     our_volume
+    our_key
     our_client
     if fake; then
+        our_cluster
         stores
         signatures
         faults

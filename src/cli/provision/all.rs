@@ -149,7 +149,7 @@ impl Review<'_> {
             store: Some(args.store_name().to_owned()),
             alias: self.draft.goal.alias.clone(),
         };
-        let plan = plan(self.account, &deployment, &self.files)?;
+        let plan = plan(self.account, &deployment, self.files)?;
         let exists = |step: &&plan::Step| step.what == "a CloudHSM cluster";
         if plan.steps.iter().find(exists).is_some_and(|step| step.state == State::Missing) {
             args.new.wish(&args.account.name, None, &args.key.tag).check()?;

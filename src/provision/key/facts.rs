@@ -93,7 +93,8 @@ fn head(data: KeyMetadata) -> Head {
         origin: word(data.origin.as_ref().map(|origin| origin.as_str())),
         manager: word(data.key_manager.as_ref().map(|manager| manager.as_str())),
         is_usable_kind: data.key_spec == Some(KeySpec::SymmetricDefault)
-            && data.key_usage == Some(KeyUsageType::EncryptDecrypt),
+            // What a key is for unless another use was asked for; emulators leave it out.
+            && data.key_usage.is_none_or(|usage| usage == KeyUsageType::EncryptDecrypt),
         multi_region: data.multi_region.unwrap_or(false),
         arn: data.arn.unwrap_or_default(),
         store: data.custom_key_store_id,

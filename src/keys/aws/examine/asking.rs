@@ -171,7 +171,8 @@ impl<'a> Asking<'a> {
             origin: word(data.origin.as_ref().map(|origin| origin.as_str())),
             multi_region: data.multi_region.unwrap_or(false),
             is_usable_kind: data.key_spec == Some(KeySpec::SymmetricDefault)
-                && data.key_usage == Some(KeyUsageType::EncryptDecrypt),
+                // What a key is for unless another use was asked for; emulators leave it out.
+            && data.key_usage.is_none_or(|usage| usage == KeyUsageType::EncryptDecrypt),
             store: data.custom_key_store_id,
         })
     }
