@@ -62,9 +62,9 @@ impl Seen {
     /// Nothing is left to be claimed.
     pub fn is_claimed(&self) -> bool {
         use ClusterState::{Active, Initialized};
-        // A claim that was dropped may leave its certificate behind.
-        let waits = self.state == ClusterState::Uninitialized;
-        matches!(self.state, Active | Initialized) || self.certificate.is_some() && !waits
+        // A claim that was dropped may leave its certificate behind, and has to be sent again.
+        let dropped = self.state == ClusterState::Uninitialized;
+        matches!(self.state, Active | Initialized) || self.certificate.is_some() && !dropped
     }
 
     /// The state says that it is not claimed, or not yet.

@@ -188,4 +188,11 @@ fn a_claim_that_is_dropped_ends_the_wait() {
     let error = text(&output);
     assert!(!output.status.success(), "{error}");
     assert!(error.contains("CloudHSM took the certificates, and yet"), "{error}");
+    // It is sent again, not waited for.
+    ground.fake.set_cluster_times(Duration::ZERO, Duration::ZERO);
+    let report = answered(&mut ground.certificate(&[]));
+    assert_eq!(
+        (&report["was_initialized"], ground.state(&id)),
+        (&false.into(), "INITIALIZED".into())
+    );
 }
