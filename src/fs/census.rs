@@ -152,7 +152,7 @@ enum Object {
     /// Holds no content.
     Helper,
     Empty,
-    File(Header),
+    File(Box<Header>),
     Unreadable,
 }
 
@@ -169,7 +169,7 @@ impl Object {
             Start::Empty | Start::Other if is_helper(name) => Self::Helper,
             Start::Empty => Self::Empty,
             Start::Header => match Header::decode(bytes, layout, volume, |_, _| true) {
-                Ok(header) => Self::File(header),
+                Ok(header) => Self::File(Box::new(header)),
                 Err(_) => Self::Unreadable,
             },
             Start::Other | Start::Unreadable => Self::Unreadable,

@@ -24,7 +24,7 @@ pub fn findings(policy: &Value, caller: &Caller) -> Vec<Finding> {
     lint.rights();
     lint.administration();
     lint.users();
-    lint.findings.sort_by(|a, b| b.level.cmp(&a.level));
+    lint.findings.sort_by_key(|finding| std::cmp::Reverse(finding.level));
     lint.findings
 }
 

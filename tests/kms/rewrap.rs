@@ -36,8 +36,11 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// Ciphertext behind the header, length and time of each backing file with content.
-fn bodies(bed: &Bed) -> Vec<(PathBuf, Vec<u8>, u64, (i64, i64))> {
+/// Ciphertext behind the header, length and time of a backing file.
+type Body = (PathBuf, Vec<u8>, u64, (i64, i64));
+
+/// Those of each backing file with content.
+fn bodies(bed: &Bed) -> Vec<Body> {
     let mut all = Vec::new();
     let mut stack = vec![bed.source()];
     while let Some(dir) = stack.pop() {

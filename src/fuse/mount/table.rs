@@ -41,7 +41,7 @@ pub fn mounted_from(kind: &str, source: &Path) -> Option<Entry> {
         let found = || entry.source.canonicalize().unwrap_or_else(|_| entry.source.clone());
         entry.kind == kind && found() == wanted
     };
-    text.split(|&b| b == b'\n').filter_map(parse).filter(same).last()
+    text.split(|&b| b == b'\n').filter_map(parse).rfind(same)
 }
 
 /// `36 35 98:0 /root /point options optional... - type source superoptions`
