@@ -71,7 +71,8 @@ pub fn schedule_deletion(account: &Account, arn: &str, days: u32) -> Result<Stri
 /// When KMS last used a key for anybody, as far as it keeps track; `None`: never, or it does not say.
 pub fn last_used(account: &Account, arn: &str) -> Result<Option<String>, Refused> {
     let id = arn.to_owned();
-    let answer = account.ask("GetKeyLastUsage", arn, move |clients| {
+    // Only good to know, so nobody waits for a second attempt.
+    let answer = account.make("GetKeyLastUsage", arn, move |clients| {
         let request = clients.kms.get_key_last_usage().key_id(&id);
         async move { request.send().await.map_err(|e| fault(&e)) }
     })?;
