@@ -10,6 +10,7 @@ mod headers;
 mod many;
 mod outage;
 mod recipients;
+mod retire;
 mod revoke;
 mod rewrap;
 mod tools;

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::status::Survey;
-use super::target::Target;
+use super::target::{Target, backing_of};
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::mount::options::key_arn;
 use crate::cli::output::{Out, hex, note, shown};
@@ -23,6 +23,8 @@ use crate::provision::account::{Account, Pace, Places};
 use crate::provision::key;
 use crate::provision::lifecycle;
 
+/// Looks into a volume that is mounted: a file that moves meanwhile can escape one.
+const LOOKS: u32 = 3;
 /// Files named for each directory that still needs the key.
 const SHOWN: usize = 5;
 
@@ -116,6 +118,10 @@ fn require_unneeded_anywhere(
     let (mut checked, mut volumes, mut known) = (Vec::new(), Vec::new(), false);
     let name = aws::name(arn, 0);
     for dir in &args.volume {
+        let looks = if backing_of(dir).1.is_some() { LOOKS } else { 1 };
+        for _ in 1..looks {
+            require_unneeded(dir, arn, Kind::Volume)?;
+        }
         let (one, descriptor) = require_unneeded(dir, arn, Kind::Volume)?;
         known |= descriptor.allowed.iter().any(|key| same_key(key, &name));
         volumes.push(descriptor.volume);
