@@ -26,7 +26,8 @@ use crate::provision::key_store::{
 ///
 /// It belongs to a CloudHSM cluster that is active, has HSMs in two zones and a crypto user named
 /// kmsuser; with the --xks options, to an external key manager. Connecting takes up to twenty minutes.
-/// Interrupted, it goes on when it is run again.
+/// Interrupted, it goes on when it is run again. A store that somebody disconnected to switch its keys off
+/// is connected, too.
 #[derive(Args)]
 pub struct KeyStoreArgs {
     #[command(flatten)]
