@@ -274,8 +274,8 @@ impl Report {
             out.line(format!("The descriptor is changed (generation {}).", self.generation))?;
         }
         out.line(format!(
-            "{} of {} file headers rewritten with {} KMS calls in {:.1} s.",
-            self.rewritten, self.headers, self.kms_calls, self.seconds
+            "{} of {} file headers rewritten in {:.1} s; KMS calls: {}.",
+            self.rewritten, self.headers, self.seconds, self.kms_calls
         ))?;
         for key in &self.retiring {
             out.fact("no longer used", key)?;

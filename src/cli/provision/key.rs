@@ -22,9 +22,10 @@ use crate::provision::key::{
     self, Head, KeyWish, Made, Origin, Pointed, Repoint, TAG_ALIAS, TAG_REQUEST,
 };
 use crate::provision::policy::PolicyWish;
-use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME, lint};
+use crate::provision::{Silent, TAG_DEPLOYMENT, TAG_VOLUME, Teller, lint};
 
 use super::account::AccountOptions;
+use super::screen::Screen;
 pub use review::{Outcome, confirm};
 use review::{Review, Trial, show_findings};
 
@@ -293,18 +294,19 @@ fn provision(
     quiet: bool,
 ) -> Result<Outcome, Refused> {
     let goal = &draft.goal;
-    let teller = review::Screen { quiet };
+    let screen = Screen::new();
+    let teller: &dyn Teller = if quiet { &Silent } else { &screen };
     let made: Made = match &draft.present {
-        Some(head) => key::adopt(account, wish, head, &teller)?,
-        None => key::create(account, wish, &teller)?,
+        Some(head) => key::adopt(account, wish, head, teller)?,
+        None => key::create(account, wish, teller)?,
     };
     if let Some(days) = args.rotation_days {
         key::enable_rotation(account, &made.arn, days)?;
     }
     let repoint = if args.repoint_alias { Repoint::Any } else { Repoint::Never };
-    let pointed = key::point_alias(account, &goal.alias, &made.arn, repoint, &teller)?;
+    let pointed = key::point_alias(account, &goal.alias, &made.arn, repoint, teller)?;
     let policy_differs = !made.created && differs(account, &made.arn, &wish.policy);
-    let trial = match canary::try_key(account, &made.arn, goal.volume, &teller) {
+    let trial = match canary::try_key(account, &made.arn, goal.volume, teller) {
         Ok(Canary::Passed) => Trial::Passed,
         Ok(Canary::NotAllowed(text)) => Trial::NotAllowed(text),
         Err(refused) => Trial::Failed(refused.sentence),

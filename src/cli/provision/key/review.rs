@@ -9,7 +9,6 @@ use crate::cli::estimate::{HSM_HOUR, KEY_MONTH};
 use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
 use crate::cli::output::{Out, note};
 use crate::keys::finding::Finding;
-use crate::provision::Teller;
 use crate::provision::account::{Account, Caller};
 use crate::provision::key::{Head, KeyWish, Origin};
 
@@ -109,25 +108,6 @@ pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
         _ => Err(failure(FAILURE, "nothing was made")),
-    }
-}
-
-/// Tells on standard error how long it takes.
-pub struct Screen {
-    pub quiet: bool,
-}
-
-impl Teller for Screen {
-    fn waiting(&self, what: &str, state: &str) {
-        if !self.quiet {
-            note(format!("{what}: {state}"));
-        }
-    }
-
-    fn done(&self, what: &str) {
-        if !self.quiet {
-            note(what);
-        }
     }
 }
 
