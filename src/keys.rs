@@ -16,6 +16,7 @@ pub mod keyfile;
 pub mod keyring;
 pub mod local;
 mod master;
+pub mod prices;
 mod recipients;
 mod rewraps;
 pub mod rotation;
@@ -28,6 +29,7 @@ pub mod x25519;
 use crate::crypto::Secret;
 use crate::crypto::wrap::{self, Purpose};
 use crate::format::VolumeId;
+use crate::format::descriptor::Descriptor;
 use crate::format::header::{Recipient, RecipientKind};
 use std::time::Duration;
 use thiserror::Error;
@@ -171,6 +173,19 @@ pub struct CallFacts {
 /// Do two records name the same wrapping key, whatever its epoch?
 pub fn same_key(a: &Recipient, b: &Recipient) -> bool {
     a.kind == b.kind && a.key_ref == b.key_ref
+}
+
+/// The KMS keys of a descriptor, by ARN: those new keys are wrapped for, and those that headers may
+/// still name and nothing new is wrapped for.
+pub fn kms_keys(descriptor: &Descriptor) -> (Vec<String>, Vec<String>) {
+    let names = |list: &[Recipient]| -> Vec<String> {
+        let kms = list.iter().filter(|r| r.kind == RecipientKind::AwsKms);
+        kms.map(describe_recipient).collect()
+    };
+    let current = names(&descriptor.volume_keys);
+    let mut retiring = names(&descriptor.allowed);
+    retiring.retain(|key| !current.contains(key));
+    (current, retiring)
 }
 
 /// A recipient for people: `local master key`, `x25519:…`, a key ARN.

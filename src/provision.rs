@@ -21,6 +21,7 @@ pub mod once;
 pub mod plan;
 pub mod policy;
 mod settling;
+mod shell;
 pub mod survey;
 pub mod teardown;
 

@@ -1,6 +1,9 @@
 //! The fake AWS itself: what the tests of keys in KMS rely on. AWS's own client and another emulator
 //! judge it in `tests/rings/25-aws-cli.sh`.
 
+#[allow(dead_code)]
+#[path = "support/asking.rs"]
+mod asking;
 #[path = "support/aws/fake.rs"]
 mod aws;
 
@@ -9,6 +12,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use asking::{code, until};
 use aws::http::{Request, Response};
 use aws::{Client, Connection, Effect, FakeAws, KeyState, Origin, Principal, Rule, sign};
 use data_encoding::BASE64;
@@ -18,19 +22,6 @@ const VOLUME: &str = "00112233445566778899aabbccddeeff";
 
 fn data_key(client: &Client, key: &str) -> Result<Value, String> {
     client.call("GenerateDataKey", &json!({ "KeyId": key, "KeySpec": "AES_256" }))
-}
-
-fn code(result: Result<Value, String>) -> String {
-    result.err().unwrap_or_else(|| "OK".to_owned())
-}
-
-/// Waits until something holds; not for ever.
-fn until(what: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !what() {
-        assert!(Instant::now() < end, "it never came true");
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// The signature of an example that AWS publishes ("get-vanilla" of its test suite).

@@ -1,15 +1,18 @@
 //! The fake's clusters: what the tests of provisioning rely on. AWS's own clients tell the whole story,
 //! down to a key in a store of the cluster.
 
+#[allow(dead_code)]
+#[path = "support/asking.rs"]
+mod asking;
 #[path = "support/aws/fake.rs"]
 mod aws;
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use asking::{cluster_request, code, subnet, until, with};
 use aws::{FakeAws, Principal, Spoil, pki};
 use aws_sdk_cloudhsmv2 as cloudhsm;
 use aws_sdk_kms as kms;
@@ -18,34 +21,6 @@ use x509_parser::pem::parse_x509_pem;
 
 /// What AWS's library calls the credentials it has for tests.
 const TESTER: (&str, &str) = ("ANOTREAL", "notrealrnrELgWzOk3IfjzDKtFBhDby");
-
-fn code(result: Result<Value, String>) -> String {
-    result.err().unwrap_or_else(|| "OK".to_owned())
-}
-
-/// Waits until something holds; not for ever.
-fn until(what: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !what() {
-        assert!(Instant::now() < end, "it never came true");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn subnet(number: usize) -> String {
-    format!("subnet-0a{number:015x}")
-}
-
-fn cluster_request() -> Value {
-    json!({ "HsmType": "hsm2m.medium", "Mode": "FIPS", "SubnetIds": [subnet(1), subnet(2)] })
-}
-
-/// A request with one member changed, or taken away.
-fn with(request: &Value, name: &str, value: Value) -> Value {
-    let mut request = request.clone();
-    request[name] = value;
-    request
-}
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()

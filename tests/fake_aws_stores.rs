@@ -1,42 +1,17 @@
 //! The fake's custom key stores, permissions and grants: what the tests of provisioning rely on. Every
 //! error is met once.
 
+#[allow(dead_code)]
+#[path = "support/asking.rs"]
+mod asking;
 #[path = "support/aws/fake.rs"]
 mod aws;
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use asking::{cluster_request, code, until, with};
 use aws::{Client, Connection, Effect, FakeAws, Principal, Rule};
 use serde_json::{Value, json};
-
-fn code(result: Result<Value, String>) -> String {
-    result.err().unwrap_or_else(|| "OK".to_owned())
-}
-
-/// Waits until something holds; not for ever.
-fn until(what: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !what() {
-        assert!(Instant::now() < end, "it never came true");
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn subnet(number: usize) -> String {
-    format!("subnet-0a{number:015x}")
-}
-
-fn cluster_request() -> Value {
-    json!({ "HsmType": "hsm2m.medium", "Mode": "FIPS", "SubnetIds": [subnet(1), subnet(2)] })
-}
-
-/// A request with one member changed, or taken away.
-fn with(request: &Value, name: &str, value: Value) -> Value {
-    let mut request = request.clone();
-    request[name] = value;
-    request
-}
 
 /// A cluster with two HSMs and `kmsuser`, and the request for a store of it.
 fn store_request(fake: &FakeAws, name: &str) -> Value {

@@ -13,6 +13,7 @@ use crate::format::header::RecipientKind;
 use crate::format::layout::Layout;
 use crate::fs::census::{self, Census};
 use crate::fs::volume::{open_root, read_descriptor, unlock_error};
+use crate::keys::prices::{HOURS_PER_MONTH, HSM_PER_HOUR, KEY_PER_MONTH};
 
 use super::exit::{FAILURE, failure};
 use super::kms;
@@ -23,12 +24,8 @@ use super::progress::Progress;
 const DEFAULT_SHARE: u32 = 256;
 /// GenerateDataKey, against the quota of a key store.
 const GENERATE_UNITS: u64 = 3;
-/// Dollars a month for a KMS key.
-pub const KEY_MONTH: f64 = 1.0;
-/// Calls of the probe in a month of 730 hours: one a minute.
-const PROBES_MONTH: u64 = 730 * 60;
-/// Dollars an hour for one hsm2m.medium; a store needs two.
-pub const HSM_HOUR: f64 = 1.60;
+/// Calls of the probe in a month: one a minute.
+const PROBES_MONTH: u64 = HOURS_PER_MONTH as u64 * 60;
 
 /// Estimate the KMS calls, the time and the money that DIR takes as a volume
 #[derive(Args)]
@@ -163,10 +160,10 @@ fn estimate(args: &EstimateArgs) -> anyhow::Result<Estimate> {
         assumed,
         work,
         standing: Standing {
-            key_dollars: KEY_MONTH,
+            key_dollars: KEY_PER_MONTH,
             probe_calls_per_mount: PROBES_MONTH,
             probe_dollars_per_mount: assumed.price(PROBES_MONTH),
-            cloudhsm_dollars_if_used: 2.0 * HSM_HOUR * 730.0,
+            cloudhsm_dollars_if_used: 2.0 * HSM_PER_HOUR * HOURS_PER_MONTH,
         },
     })
 }
@@ -321,7 +318,7 @@ impl Estimate {
         out.fact(
             "CloudHSM",
             format!(
-                "${:.2}, if in a CloudHSM store (two hsm2m.medium at ${HSM_HOUR:.2} an hour)",
+                "${:.2}, if in a CloudHSM store (two hsm2m.medium at ${HSM_PER_HOUR:.2} an hour)",
                 self.standing.cloudhsm_dollars_if_used
             ),
         )

@@ -13,7 +13,6 @@ mod sweep;
 mod target;
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -277,12 +276,6 @@ fn generation_of(descriptor: &[u8]) -> Result<u64, UnlockError> {
 
 fn is_recipient(editor: &Editor, name: &Recipient) -> bool {
     editor.descriptor().allowed.iter().any(|allowed| same_key(allowed, name))
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
 }
 
 impl Edited {

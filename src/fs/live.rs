@@ -9,11 +9,12 @@ use super::attr::{FileKind, Ino};
 use super::error::{FsError, FsResult};
 use super::inode::Inode;
 use super::opening::{self, OpenError, exit};
-use super::rewrap::{Change, Plan, now, restore_set_id};
+use super::rewrap::{Change, Plan, restore_set_id};
 use super::volume::{Volume, refuse_rolled_back};
 use crate::format::descriptor::{Descriptor, MAC_LEN};
 use crate::format::header::{KeySlot, Recipient};
 use crate::keys::{Keyring, same_key};
+use crate::store::content::now;
 use crate::store::rewrap::rewrap_header;
 use crate::store::{Content, FileLog, FileStorage, Storage};
 use parking_lot::MutexGuard;
@@ -45,14 +46,6 @@ struct Held<'a> {
     log: Option<Arc<FileLog>>,
     /// Its backing file, and the mode that had.
     backing: Option<(Arc<FileStorage>, u32)>,
-}
-
-impl Held<'_> {
-    fn restore_set_id(&self, euid: u32) {
-        if let Some((storage, mode)) = &self.backing {
-            restore_set_id(storage, *mode, euid);
-        }
-    }
 }
 
 impl Volume {
@@ -203,7 +196,10 @@ impl Volume {
             let failed = || Err(FsError::Damaged(format!("the checkpoint failed: {error}")));
             outcomes.iter_mut().filter(|o| o.is_ok()).for_each(|outcome| *outcome = failed());
         }
-        held.iter().for_each(|held| held.restore_set_id(self.euid));
+        if self.euid != 0 {
+            let written = held.iter().filter_map(|held| held.backing.as_ref());
+            written.for_each(|(storage, mode)| restore_set_id(storage, *mode));
+        }
         drop(held);
         let counted = found.into_iter().flatten().filter(|ino| *ino != self.root_ino());
         counted.for_each(|ino| self.forget(ino, 1));
@@ -238,7 +234,7 @@ impl Volume {
             inode.file.lock().storage = Some(fresh.clone());
         }
         let mtime = || if touch { Ok(now()) } else { Ok(fresh.mtime()?) };
-        let (current, next) = copies(wanted);
+        let (current, next) = wanted.copies();
         let epoch = self.descriptor().params.generation;
         self.keep_set_id(inode, || content.rewrap(mtime, touch, current, next, epoch))?;
         Ok(Rewrapped::Done)
@@ -277,7 +273,7 @@ impl Volume {
         if !fits(wanted, &(header.current, header.next)) {
             return Ok(Rewrapped::Changed);
         }
-        let (current, next) = copies(wanted);
+        let (current, next) = wanted.copies();
         let mtime = if touch { now() } else { storage.mtime()? };
         rewrap_header(&self.ctx, &log, mtime, current, next, epoch)?;
         held.backing = Some((storage.clone(), rustix::fs::fstat(&storage.0)?.st_mode));
@@ -297,9 +293,4 @@ fn fits(wanted: &Plan, slots: &(KeySlot, Option<KeySlot>)) -> bool {
         _ => false,
     };
     next && same(&wanted.current, &slots.0)
-}
-
-fn copies(wanted: &Plan) -> (Option<Vec<Recipient>>, Option<Vec<Recipient>>) {
-    let next = wanted.next.as_ref().and_then(|change| change.new.clone());
-    (wanted.current.new.clone(), next)
 }

@@ -9,23 +9,21 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::attr::FileKind;
 use super::backing;
 use super::error::{FsError, FsResult};
+use super::files::SET_ID;
 use super::survey::{Damage, Found, Survey, Visitor};
 use super::verify::Watch;
 use super::volume::refuse_rolled_back;
 use crate::format::descriptor::NameMode;
 use crate::format::header::{KeySlot, Recipient};
 use crate::keys::{KeyError, Keyring};
-use crate::store::content::VolumeContext;
+use crate::store::content::{VolumeContext, now};
 use crate::store::rewrap::rewrap_header;
 use crate::store::{Content, FileLog, FileStorage, Journal, Whereabouts};
 
-/// S_ISUID and S_ISGID.
-const SET_ID: u32 = 0o6000;
 /// Files whose new headers wait for a checkpoint; each is open until then.
 const OPEN_MAX: usize = 256;
 /// Files whose new copies are asked for before any of them is written.
@@ -123,13 +121,13 @@ impl InPlace {
             true => now(),
             false => (found.stat.st_mtime, found.stat.st_mtime_nsec as u32),
         };
-        let next = plan.next.as_ref().and_then(|change| change.new.clone());
-        rewrap_header(&self.context, &file, mtime, plan.current.new.clone(), next, self.epoch)?;
+        let (current, next) = plan.copies();
+        rewrap_header(&self.context, &file, mtime, current, next, self.epoch)?;
         if found.stat.st_mode & SET_ID != 0 && !rustix::process::geteuid().is_root() {
             // It is in its place only then, and the bits are gone.
             self.journal.checkpoint(false)?;
             let again = FileStorage(backing::open_file(&*found.parent, &found.entry, false)?);
-            restore_set_id(&again, found.stat.st_mode, 1);
+            restore_set_id(&again, found.stat.st_mode);
         }
         if self.journal.pending_files() >= OPEN_MAX {
             self.journal.checkpoint(false)?;
@@ -140,20 +138,13 @@ impl InPlace {
 
 /// For a program without privilege the backing drops set-id bits when a header is written, which is no
 /// change of content.
-pub(super) fn restore_set_id(storage: &FileStorage, mode: u32, euid: u32) {
-    let bits = mode & SET_ID;
-    if euid == 0 || bits == 0 {
+pub(super) fn restore_set_id(storage: &FileStorage, mode: u32) {
+    if mode & SET_ID == 0 {
         return;
     }
     if let Err(error) = rustix::fs::fchmod(&storage.0, Mode::from_raw_mode(mode & 0o7777)) {
         log::warn!("set-id bits of a rewrapped file are lost: {error}");
     }
-}
-
-/// The present, as a file's time.
-pub(super) fn now() -> (i64, u32) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now.as_secs() as i64, now.subsec_nanos())
 }
 
 impl Sweep<'_> {
@@ -235,6 +226,12 @@ pub struct Change {
 }
 
 impl Plan {
+    /// New copies for both slots.
+    pub(super) fn copies(&self) -> (Option<Vec<Recipient>>, Option<Vec<Recipient>>) {
+        let next = self.next.as_ref().and_then(|change| change.new.clone());
+        (self.current.new.clone(), next)
+    }
+
     /// Is there nothing to do?
     fn is_idle(&self) -> bool {
         let idle = |change: &Change| change.new.is_none();

@@ -4,6 +4,7 @@
 //! Asks nobody for a passphrase. A descriptor is believed only as far as a key that opened vouches
 //! for it: what it names is looked at all the same, because that is what a mount would use.
 
+use super::clock::unix_seconds;
 use super::finding::{Area, Finding, Level};
 use super::local::LocalMaster;
 use super::master::{self, OpenedMaster, opens_with_keyfile};
@@ -15,7 +16,6 @@ use crate::crypto::{VolumeKey, VolumeKeys};
 use crate::format::descriptor::{DESCRIPTOR_NAME, Descriptor, MasterKdf, MasterSlot};
 use crate::format::header::{Recipient, RecipientKind};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Everything there is to say about the descriptor `bytes` and its keys.
 pub fn examine(bytes: &[u8], options: &UnlockOptions) -> Vec<Finding> {
@@ -101,9 +101,9 @@ impl Examination<'_> {
 
     /// Is the KMS key to be rotated?
     fn rotation(&mut self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let policy = Rotation::of(self.descriptor);
-        let (Some(period), Some(left)) = (policy.period_days, policy.days_left(now)) else {
+        let (Some(period), Some(left)) = (policy.period_days, policy.days_left(unix_seconds()))
+        else {
             return;
         };
         let finding = |level, text| Finding::new(level, Area::Volume, "rotation", text);

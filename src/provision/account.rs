@@ -142,7 +142,8 @@ impl Account {
         T: Send + 'static,
         F: Future<Output = Result<T, Fault>> + Send,
     {
-        self.attempts(operation, subject, ATTEMPTS, request)
+        let passes = |class: Class| class.is_passing() && class != Class::Credentials;
+        self.attempts(operation, subject, passes, request)
     }
 
     /// A call that makes something new: once, unless it was turned away at the door.
@@ -156,38 +157,29 @@ impl Account {
         T: Send + 'static,
         F: Future<Output = Result<T, Fault>> + Send,
     {
-        let (mut pause, mut left) = (BACKOFF, ATTEMPTS);
-        loop {
-            left -= 1;
-            match self.attempts(operation, subject, 1, request.clone()) {
-                Err(refused) if refused.class == Class::Throttled && left > 0 => {
-                    std::thread::sleep(jittered(&mut pause));
-                }
-                other => return other,
-            }
-        }
+        self.attempts(operation, subject, |class| class == Class::Throttled, request)
     }
 
+    /// Calls again after failures of the classes that `again` names.
     fn attempts<T, F>(
         &self,
         operation: &str,
         subject: &str,
-        attempts: u32,
+        again: impl Fn(Class) -> bool,
         request: impl Fn(Clients) -> F + Send + Clone + 'static,
     ) -> Result<T, Refused>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Fault>> + Send,
     {
-        let (mut pause, mut left) = (BACKOFF, attempts);
+        let (mut pause, mut left) = (BACKOFF, ATTEMPTS);
         loop {
             left -= 1;
             let fault = match self.connection.run(ATTEMPT, request.clone()) {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
-            let again = fault.class.is_passing() && fault.class != Class::Credentials;
-            if !again || left == 0 {
+            if !again(fault.class) || left == 0 {
                 return Err(refused(operation, subject, fault));
             }
             log::debug!("{subject}: {operation}: {}; asking again", fault.text);

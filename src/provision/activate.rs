@@ -14,10 +14,11 @@ use super::Teller;
 use super::account::{Account, Refused};
 use super::certificate::{Files, check};
 use super::initialize::{Seen, describe};
+use super::shell::quoted;
 use crate::crypto::SecretBytes;
 use crate::keys::aws::classify::Class;
 use aws_sdk_cloudhsmv2::types::ClusterState;
-use executor::{Job, quote};
+use executor::Job;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -54,7 +55,7 @@ pub fn commands(
     tools: &Tools,
     anchor: &str,
 ) -> Vec<Step> {
-    let line = |words: &[&str]| words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
+    let line = |words: &[&str]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     let step = |about: &str, command: String| Step { about: about.to_owned(), command };
     let group = match seen.security_group.as_str() {
         "" => "the cluster's security group",
@@ -183,7 +184,7 @@ impl Activation<'_> {
     fn configure(&self, anchor: &str) -> Result<(), Refused> {
         let path = match self.executor.anchor_path() {
             Some(path) => {
-                let write = format!("cat > {}", quote(path));
+                let write = format!("cat > {}", quoted(path));
                 let job = Job { input: vec![anchor.as_bytes()], ..Job::new("sh", &["-c", &write]) };
                 self.run("placing the trust anchor", &job)?;
                 path.to_owned()

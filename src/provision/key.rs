@@ -9,9 +9,9 @@ mod facts;
 mod search;
 
 pub use alias::{Pointed, Repoint, point_alias};
+pub(super) use facts::metadata;
 pub use facts::{
-    Head, KeyFacts, KeyStore, aliases, copy_wish, describe, key_store, look, policy,
-    successor_mark, tag, tags,
+    Head, KeyFacts, aliases, copy_wish, describe, look, policy, successor_mark, tag, tags,
 };
 pub use search::{find, find_begun};
 

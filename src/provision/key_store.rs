@@ -117,7 +117,7 @@ impl<'a> Sought<'a> {
 }
 
 /// A key store as KMS describes it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StoreFacts {
     /// `cks-…`.
     pub id: String,

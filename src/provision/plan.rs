@@ -7,14 +7,10 @@ use super::account::{Account, Caller, Refused};
 use super::activate::KMSUSER;
 use super::certificate::Files;
 use super::cluster::{ClusterFacts, ZONES};
-use super::survey::{self, Deployment, Survey, quoted};
+use super::shell::quoted;
+use super::survey::{self, Deployment, Survey};
+use crate::keys::prices::{HOURS_PER_MONTH, HSM_PER_HOUR, KEY_PER_MONTH};
 
-/// Dollars for an HSM (hsm2m.medium) by the hour: list price of us-east-1.
-pub const HSM_PER_HOUR: f64 = 1.60;
-/// Dollars for a key by the month.
-pub const KEY_PER_MONTH: f64 = 1.0;
-/// Hours of a month, as AWS counts them.
-pub const HOURS_PER_MONTH: f64 = 730.0;
 /// Goes with every price.
 pub const PRICE_NOTE: &str = "list prices of us-east-1 in dollars as of 2026, without requests and \
                               taxes: other Regions and times may differ. HSMs are paid for from their \

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::account::{Account, Caller, Refused};
 use super::cluster::{self, ClusterFacts};
+use super::key::metadata;
 use super::key_store::{self, StoreFacts};
 use crate::keys::aws::fault;
 
@@ -94,13 +95,8 @@ fn is_denied(refused: &Refused) -> bool {
 
 /// A key by its id, ARN or alias.
 pub fn key(account: &Account, name: &str) -> Result<Option<KeyFacts>, Refused> {
-    let id = name.to_owned();
-    let answer = account.ask("DescribeKey", &format!("key {name}"), move |clients| {
-        let request = clients.kms.describe_key().key_id(&id);
-        async move { request.send().await.map_err(|e| fault(&e)) }
-    });
-    match answer {
-        Ok(answer) => Ok(answer.key_metadata().map(|key| KeyFacts {
+    match metadata(account, &format!("key {name}"), name) {
+        Ok(answer) => Ok(answer.map(|key| KeyFacts {
             arn: key.arn().unwrap_or(key.key_id()).to_owned(),
             state: key.key_state().map_or("", |state| state.as_str()).to_owned(),
             store: key.custom_key_store_id().map(str::to_owned),
@@ -142,27 +138,5 @@ pub fn keys_in(account: &Account, store: &str) -> Result<Seen<(Vec<KeyFacts>, bo
             Some(next) if answer.truncated && looked < KEYS_MAX => marker = Some(next),
             more => return Ok(Ok((found, whole && more.is_none()))),
         }
-    }
-}
-
-/// A word for a shell.
-pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@%+,".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_for_a_shell() {
-        assert_eq!(quoted("vault-1"), "vault-1");
-        assert_eq!(quoted("my vault"), "'my vault'");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-        assert_eq!(quoted(""), "''");
     }
 }

@@ -6,7 +6,8 @@ use serde::Serialize;
 use super::account::{Account, Refused};
 use super::cluster::ClusterFacts;
 use super::key_store::StoreFacts;
-use super::survey::{self, Deployment, KeyFacts, Seen, quoted};
+use super::shell::quoted;
+use super::survey::{self, Deployment, KeyFacts, Seen};
 
 /// Least days between the order to delete a key and its end.
 pub const WAIT_DAYS: u32 = 7;

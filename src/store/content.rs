@@ -11,6 +11,7 @@ use crate::format::layout::Layout;
 use crate::format::{ObjectId, VolumeId};
 use parking_lot::{RwLock, RwLockWriteGuard};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What the engine needs to know of the volume.
 pub struct VolumeContext {
@@ -26,6 +27,14 @@ pub struct VolumeContext {
 
 /// A file's time stamp: seconds and nanoseconds since 1970.
 pub type Time = (i64, u32);
+
+/// The present by the system's clock.
+pub fn now() -> Time {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(d) => (d.as_secs() as i64, d.subsec_nanos()),
+        Err(_) => (0, 0),
+    }
+}
 
 /// Unflushed memory one file may hold before it commits by itself, bytes.
 pub const DIRTY_LIMIT: usize = 8 << 20;

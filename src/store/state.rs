@@ -6,7 +6,7 @@
 //! encrypted at the length that `size` gives it; an image in `overlay` wins over the backing file.
 
 use super::commit::Settle;
-use super::content::{Time, VolumeContext};
+use super::content::{Time, VolumeContext, now};
 use super::segment::Seg;
 use super::tree::{NodeSlot, Top, ZERO};
 use super::{Storage, StoreError};
@@ -18,7 +18,6 @@ use crate::format::{BLOCK, ObjectId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes of a chunk, for file arithmetic.
 pub(super) const CHUNK: u64 = BLOCK as u64;
@@ -149,14 +148,6 @@ pub(super) struct State {
     /// What a commit still has to do behind its writes.
     pub settle: Settle,
     ticks: AtomicU64,
-}
-
-/// The present by the system's clock.
-fn now() -> Time {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(d) => (d.as_secs() as i64, d.subsec_nanos()),
-        Err(_) => (0, 0),
-    }
 }
 
 fn blank_header(ctx: &VolumeContext, slot: KeySlot) -> Header {

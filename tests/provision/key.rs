@@ -11,6 +11,7 @@ use kmsfs::provision::key::{
     self, KeyWish, Origin as Place, Pointed, Repoint, TAG_REQUEST, copy_wish, find_or_create,
     point_alias,
 };
+use kmsfs::provision::key_store::{self, Sought};
 use kmsfs::provision::{Silent, TAG_VOLUME};
 use serde_json::{Value, json};
 
@@ -413,9 +414,9 @@ fn as_a_library() {
     let policy = json!({ "Version": "2012-10-17", "Statement": [{
         "Effect": "Allow", "Principal": { "AWS": root }, "Action": "kms:*", "Resource": "*",
     }] });
-    let store = key::key_store(&account, "kmsfs").unwrap().unwrap();
-    assert_eq!(key::key_store(&account, &store.id).unwrap().as_ref(), Some(&store));
-    assert_eq!(key::key_store(&account, "none"), Ok(None));
+    let store = key_store::find(&account, Sought::parse("kmsfs")).unwrap().unwrap();
+    assert_eq!(key_store::find(&account, Sought::parse(&store.id)).unwrap().as_ref(), Some(&store));
+    assert_eq!(key_store::find(&account, Sought::parse("none")), Ok(None));
     let wish = KeyWish {
         origin: Place::CloudHsm { store: store.id },
         description: "one".into(),
@@ -442,7 +443,7 @@ fn as_a_library() {
     assert!(new.created && new.arn != old.arn);
     let facts = key::describe(&account, &new.arn).unwrap();
     assert_eq!(facts.tag(TAG_REQUEST), Some(next.mark.as_str()));
-    assert_eq!((facts.state.as_str(), &facts.aliases[..]), ("Enabled", &[][..]));
+    assert_eq!((facts.head.state.as_str(), &facts.aliases[..]), ("Enabled", &[][..]));
     let volume = VolumeId(random_array());
     assert_eq!(try_key(&account, &new.arn, volume, &Silent), Ok(Canary::Passed));
     for wrong in [Repoint::Never, Repoint::From(&new.arn)] {

@@ -139,9 +139,10 @@ fn require_unneeded_anywhere(
         return Ok(checked);
     }
     // None knows it any more: it was retired before, or never was theirs.
-    let facts = key::describe(account, arn.as_str())?;
-    let of = |id: &VolumeId| facts.tag(TAG_VOLUME) == Some(&hex(&id.0));
-    if facts.state != "Enabled" || volumes.iter().any(of) {
+    let state = key::look(account, arn.as_str())?.state;
+    let tags = key::tags(account, arn.as_str())?;
+    let of = |id: &VolumeId| key::tag(&tags, TAG_VOLUME) == Some(&hex(&id.0));
+    if state != "Enabled" || volumes.iter().any(of) {
         return Ok(checked);
     }
     let text = "is enabled, and none of these volumes has ever used it, as far as they and its tags say: \

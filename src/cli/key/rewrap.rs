@@ -19,6 +19,8 @@ use crate::fs::volume::unlock_error;
 #[cfg(feature = "aws")]
 use crate::keys::aws::KeyArn;
 #[cfg(feature = "aws")]
+use crate::keys::clock::unix_seconds;
+#[cfg(feature = "aws")]
 use crate::keys::{Editor, KeySpec, UnlockOptions};
 
 /// Wrap every file's data key with the volume's present keys, or with another KMS key
@@ -145,7 +147,7 @@ pub fn replace(
 ) -> anyhow::Result<KeyArn> {
     let new = editor.replace_kms_key(from, to, options);
     let new = new.map_err(|error| unlock_error(error.into(), dir))?;
-    editor.note_rotation(super::now());
+    editor.note_rotation(unix_seconds());
     Ok(new)
 }
 
@@ -236,7 +238,7 @@ fn calls(target: &Target) -> u64 {
 impl Report {
     fn new(target: &Target, changed: bool, swept: Swept, problems: Vec<DamageLine>) -> Self {
         let descriptor = &target.tree.descriptor;
-        let (keys, retiring) = keys_of(descriptor);
+        let (keys, retiring) = crate::keys::kms_keys(descriptor);
         Self {
             volume: hex(&descriptor.volume.0),
             descriptor_changed: changed,
@@ -303,15 +305,4 @@ impl Report {
             }
         }
     }
-}
-
-/// KMS keys in use, and those on their way out.
-pub fn keys_of(descriptor: &crate::format::descriptor::Descriptor) -> (Vec<String>, Vec<String>) {
-    let kms = |list: &[crate::format::header::Recipient]| -> Vec<String> {
-        let kms = list.iter().filter(|r| r.kind == crate::format::header::RecipientKind::AwsKms);
-        kms.map(crate::keys::describe_recipient).collect()
-    };
-    let current = kms(&descriptor.volume_keys);
-    let retiring = kms(&descriptor.allowed).into_iter().filter(|k| !current.contains(k)).collect();
-    (current, retiring)
 }

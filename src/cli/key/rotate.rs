@@ -19,6 +19,7 @@ use crate::cli::output::{Out, note};
 use crate::cli::provision::screen::Screen;
 use crate::cli::secrets::KeyOptions;
 use crate::keys::aws::{self, KeyArn};
+use crate::keys::clock::unix_seconds;
 use crate::keys::rotation::Rotation;
 use crate::keys::{Editor, UnlockOptions, same_key};
 use crate::provision::account::Account;
@@ -130,7 +131,7 @@ impl Work<'_> {
             }
             return self.rotate_natively();
         }
-        let left = Rotation::of(editor.descriptor()).days_left(super::now());
+        let left = Rotation::of(editor.descriptor()).days_left(unix_seconds());
         if self.args.if_due && left.is_none_or(|days| days >= 0) {
             return Ok(self.report("not-due"));
         }
@@ -247,7 +248,7 @@ impl Work<'_> {
             aliases: vec![],
             native: None,
             period_days: policy.period_days,
-            days_left: policy.days_left(super::now()),
+            days_left: policy.days_left(unix_seconds()),
             rewrap: None,
         }
     }

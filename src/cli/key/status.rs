@@ -15,6 +15,7 @@ use crate::fs::census::{self, KeyCensus};
 use crate::fs::journal;
 use crate::fs::volume::{open_root, read_descriptor, unlock_error};
 use crate::fuse::control;
+use crate::keys::clock::unix_seconds;
 use crate::keys::rotation::Rotation;
 use crate::keys::{describe_recipient, same_key};
 
@@ -146,7 +147,7 @@ impl Status {
             rotation_period_days: rotation.period_days,
             last_rotation: rotation.last,
             next_rotation: rotation.due(),
-            days_left: rotation.days_left(super::now()),
+            days_left: rotation.days_left(unix_seconds()),
             keys: names.into_iter().map(line).collect(),
             headers: census.headers,
             unreadable: census.unreadable.iter().map(|path| shown(path)).collect(),

@@ -13,10 +13,11 @@ use crate::fs::live::{Rewrapping, wire};
 use crate::fs::rewrap::{InPlace, Plan, Sweep, Swept, Writer};
 use crate::fs::survey::{Damage, Found, regular_files};
 use crate::fs::verify::Watch;
+use crate::fs::volume::OpenError;
 use crate::fuse::control;
 use crate::keys::Keyring;
 
-use crate::cli::exit::failure;
+use crate::cli::exit::FAILURE;
 use crate::cli::output::Out;
 use crate::cli::progress::Progress;
 use crate::cli::tree::Tree;
@@ -101,19 +102,20 @@ impl Sweeping {
     ) -> anyhow::Result<(Swept, Vec<DamageLine>)> {
         let writer = Remote { mountpoint, touch: self.touch };
         let mut total = Swept::default();
-        for pass in 1.. {
+        let mut passes = 0;
+        loop {
+            passes += 1;
             writer.flush()?;
             let screen = SweepScreen::new(self.json, true);
             let swept = self.sweep(tree, keyring, generation, &writer, &screen)?;
             total = Swept { rewritten: total.rewritten + swept.rewritten, ..swept };
             let quiet = swept.rewritten + swept.moved + swept.failed == 0;
-            if quiet || pass >= PASSES {
+            if quiet || passes >= PASSES {
                 // What was found only now may not be the last.
                 total.moved += if quiet { 0 } else { swept.rewritten };
                 return Ok((total, screen.finish()?));
             }
         }
-        Ok((total, vec![]))
     }
 
     fn sweep(
@@ -155,14 +157,11 @@ impl Remote<'_> {
     }
 
     fn request(&self, request: &[u8], files: usize) -> Vec<FsResult<bool>> {
-        let answered = control::request(self.mountpoint, &wire::ticket(), request)
-            .map_err(|e| {
-                format!("the daemon of {} does not answer: {e}", self.mountpoint.display())
-            })
-            .and_then(|answer| wire::outcomes(&answer, files).map_err(|error| error.message));
-        match answered {
+        match ask(self.mountpoint, request, files) {
             Ok(outcomes) => outcomes,
-            Err(text) => (0..files).map(|_| Err(FsError::Damaged(text.clone()))).collect(),
+            Err(error) => {
+                (0..files).map(|_| Err(FsError::Damaged(error.message.clone()))).collect()
+            }
         }
     }
 }
@@ -182,18 +181,21 @@ impl Writer for Remote<'_> {
     }
 }
 
+/// Has the daemon of a mount carry out a request; what it says of each file, or why it did none of it.
+fn ask(mountpoint: &Path, request: &[u8], files: usize) -> Result<Vec<FsResult<bool>>, OpenError> {
+    let answer = control::request(mountpoint, &wire::ticket(), request)
+        .map_err(|error| OpenError::new(FAILURE, no_answer(mountpoint, &error)))?;
+    wire::outcomes(&answer, files)
+}
+
+/// The sentence for a daemon that is silent.
+pub fn no_answer(mountpoint: &Path, error: &std::io::Error) -> String {
+    format!("the daemon of {} does not answer: {error}", mountpoint.display())
+}
+
 /// Hands a descriptor to the daemon of a mount.
-pub fn adopt(mountpoint: &Path, descriptor: &[u8]) -> anyhow::Result<()> {
-    let answer = control::request(mountpoint, &wire::ticket(), &wire::adopt(descriptor));
-    let answer = answer.map_err(|error| {
-        let point = mountpoint.display();
-        failure(
-            crate::cli::exit::FAILURE,
-            format!("the daemon of {point} does not answer: {error}"),
-        )
-    })?;
-    wire::outcomes(&answer, 0)?;
-    Ok(())
+pub fn adopt(mountpoint: &Path, descriptor: &[u8]) -> Result<(), OpenError> {
+    ask(mountpoint, &wire::adopt(descriptor), 0).map(drop)
 }
 
 /// Shows how far a sweep has come.

@@ -104,9 +104,8 @@ pub fn backing_of(dir: &Path) -> (PathBuf, Option<PathBuf>) {
 /// Fails unless the mount may write.
 pub fn require_writable(mountpoint: &Path) -> anyhow::Result<()> {
     let shown = mountpoint.display();
-    let text = control::status(mountpoint).map_err(|error| {
-        failure(FAILURE, format!("the daemon of {shown} does not answer: {error}"))
-    })?;
+    let text = control::status(mountpoint)
+        .map_err(|error| failure(FAILURE, sweep::no_answer(mountpoint, &error)))?;
     let status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
     match status["access"].as_str() {
         Some("rw") => Ok(()),

@@ -18,6 +18,7 @@ use super::screen::Screen;
 use super::{ClusterOptions, refused};
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::output::note;
+use crate::keys::prices::KEY_PER_MONTH;
 use crate::provision::account::Account;
 use crate::provision::activate::Activation;
 use crate::provision::certificate::Files;
@@ -25,7 +26,7 @@ use crate::provision::cluster::{self, ClusterFacts, ZONES, ensure_cluster, ensur
 use crate::provision::initialize::{Source, certify, describe};
 use crate::provision::key::Origin;
 use crate::provision::key_store::{self, Sought, StoreFacts};
-use crate::provision::plan::{self, KEY_PER_MONTH, Plan, State, plan};
+use crate::provision::plan::{self, Plan, State, plan};
 use crate::provision::survey::Deployment;
 use report::Report;
 

@@ -5,8 +5,8 @@ use clap::Args;
 use super::account::AccountOptions;
 use super::screen::Screen;
 use crate::cli::output::{Out, note};
+use crate::keys::prices::HSM_PER_HOUR;
 use crate::provision::cluster::{ClusterFacts, ClusterWish, ensure_cluster, ensure_hsm};
-use crate::provision::plan::HSM_PER_HOUR;
 
 /// Make a CloudHSM cluster with an HSM or two, or go on with the one there is
 ///

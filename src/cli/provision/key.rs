@@ -21,6 +21,7 @@ use crate::provision::canary::{self, Canary};
 use crate::provision::key::{
     self, Head, KeyWish, Made, Origin, Pointed, Repoint, TAG_ALIAS, TAG_REQUEST,
 };
+use crate::provision::key_store::{self, Sought};
 use crate::provision::policy::PolicyWish;
 use crate::provision::{Silent, TAG_DEPLOYMENT, TAG_VOLUME, Teller, lint};
 
@@ -407,7 +408,7 @@ pub fn origin(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Resul
         Place::ExternalKeyStore => "EXTERNAL_KEY_STORE",
     };
     let name = args.key_store.as_deref().unwrap_or(name);
-    let Some(store) = key::key_store(account, name)? else {
+    let Some(store) = key_store::find(account, Sought::parse(name))? else {
         let text = format!(
             "there is no key store {name} in {}: name one with --key-store, or make a key of KMS \
              itself with --origin aws-kms",

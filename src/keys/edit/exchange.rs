@@ -2,26 +2,20 @@
 
 use super::{Editor, bad, kms_provider};
 use crate::crypto::Secret;
-use crate::format::header::{Recipient, RecipientKind};
+use crate::format::header::Recipient;
 use crate::keys::aws::{self, KeyArn};
 use crate::keys::unlock::{UnlockOptions, volume_context};
-use crate::keys::{KeyError, KeyProvider, describe_recipient, same_key};
+use crate::keys::{KeyError, KeyProvider, describe_recipient, kms_keys, same_key};
 
 impl Editor {
     /// The KMS keys new files are wrapped for, in the descriptor's order.
     pub fn kms_keys(&self) -> Vec<KeyArn> {
-        let copies = &self.descriptor.volume_keys;
-        let kms = copies.iter().filter(|copy| copy.kind == RecipientKind::AwsKms);
-        kms.filter_map(|copy| KeyArn::parse(&describe_recipient(copy)).ok()).collect()
+        parsed(kms_keys(&self.descriptor).0)
     }
 
     /// The KMS keys that headers may still name, and nothing new is wrapped for.
     pub fn retiring_keys(&self) -> Vec<KeyArn> {
-        let current = &self.descriptor.volume_keys;
-        let retiring = self.descriptor.allowed.iter().filter(|key| {
-            key.kind == RecipientKind::AwsKms && !current.iter().any(|copy| same_key(copy, key))
-        });
-        retiring.filter_map(|key| KeyArn::parse(&describe_recipient(key)).ok()).collect()
+        parsed(kms_keys(&self.descriptor).1)
     }
 
     /// Puts `to` where `from` was. What is wrapped for `from` can still be opened; nothing new is
@@ -111,4 +105,8 @@ impl Editor {
         self.descriptor.volume_keys.insert(place, removed);
         fits
     }
+}
+
+fn parsed(names: Vec<String>) -> Vec<KeyArn> {
+    names.iter().filter_map(|name| KeyArn::parse(name).ok()).collect()
 }

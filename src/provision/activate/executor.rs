@@ -5,6 +5,7 @@
 //! pass an environment on, elsewhere a shell reads it from the first line of the standard input.
 
 use crate::crypto::SecretBytes;
+use crate::provision::shell::quoted;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::Write;
@@ -80,7 +81,7 @@ impl<'a> Job<'a> {
     /// For a shell; with a login this reads it from a line before the rest of the input.
     fn line(&self) -> String {
         let words = std::iter::once(&self.program).chain(&self.arguments);
-        let words = words.map(|word| quote(word)).collect::<Vec<_>>().join(" ");
+        let words = words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         match self.login {
             None => words,
             Some(_) => {
@@ -88,7 +89,7 @@ impl<'a> Job<'a> {
                     "IFS= read -r CLOUDHSM_PIN && CLOUDHSM_ROLE=admin && export CLOUDHSM_PIN \
                      CLOUDHSM_ROLE && exec {words}"
                 );
-                format!("sh -c {}", quote(&script))
+                format!("sh -c {}", quoted(&script))
             }
         }
     }
@@ -146,7 +147,7 @@ impl Executor {
             }
             Self::Template { template, .. } => {
                 let mut command = Command::new("sh");
-                command.args(["-c", &template.replace("{}", &quote(&job.line()))]);
+                command.args(["-c", &template.replace("{}", &quoted(&job.line()))]);
                 if let Some(pin) = job.pin() {
                     input.extend_from_slice(&pin);
                     input.push(b'\n');
@@ -211,15 +212,6 @@ fn last_lines(errors: &str, said: &str) -> String {
 pub fn json(text: &str) -> Option<Value> {
     let (from, until) = (text.find('{')?, text.rfind('}')?);
     serde_json::from_str(text.get(from..=until)?).ok()
-}
-
-/// A word for a POSIX shell.
-pub fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::{KeyWish, Origin, TAG_REQUEST};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
 use crate::provision::account::{Account, Refused};
-use aws_sdk_kms::types::{CustomKeyStoresListEntry, KeyMetadata, KeySpec, KeyUsageType};
+use aws_sdk_kms::types::{KeyMetadata, KeySpec, KeyUsageType};
 
 /// What DescribeKey says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,24 +32,8 @@ pub struct Head {
 /// All there is to know of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyFacts {
-    /// Its ARN.
-    pub arn: String,
-    /// `Enabled`, `Disabled`, `PendingDeletion`, `Unavailable`, ….
-    pub state: String,
-    /// `AWS_KMS`, `AWS_CLOUDHSM`, `EXTERNAL_KEY_STORE` or `EXTERNAL`.
-    pub origin: String,
-    /// Id of its key store.
-    pub store: Option<String>,
-    /// `CUSTOMER`, or `AWS` for one that AWS looks after.
-    pub manager: String,
-    /// For people.
-    pub description: String,
-    /// The key's name with its external key manager.
-    pub xks_key_id: Option<String>,
-    /// Other Regions may have replicas.
-    pub multi_region: bool,
-    /// Symmetric, and for encryption.
-    pub is_usable_kind: bool,
+    /// What DescribeKey says.
+    pub head: Head,
     /// JSON.
     pub policy: String,
     /// Names and values.
@@ -68,19 +52,6 @@ impl KeyFacts {
 /// The value of a tag.
 pub fn tag<'a>(tags: &'a [(String, String)], name: &str) -> Option<&'a str> {
     tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-}
-
-/// A key store, as far as making keys in it is concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyStore {
-    /// `cks-…`.
-    pub id: String,
-    /// Its name.
-    pub name: String,
-    /// `AWS_CLOUDHSM` or `EXTERNAL_KEY_STORE`.
-    pub kind: String,
-    /// `CONNECTED`, `DISCONNECTED`, ….
-    pub connection: String,
 }
 
 fn word(word: Option<&str>) -> String {
@@ -103,15 +74,23 @@ fn head(data: KeyMetadata) -> Head {
     }
 }
 
+/// The answer of DescribeKey; `subject` names the key for people.
+pub(in crate::provision) fn metadata(
+    account: &Account,
+    subject: &str,
+    key: &str,
+) -> Result<Option<KeyMetadata>, Refused> {
+    let key = key.to_owned();
+    account.ask("DescribeKey", subject, move |clients| {
+        let request = clients.kms.describe_key().key_id(&key);
+        async move { Ok(request.send().await.map_err(|e| fault(&e))?.key_metadata) }
+    })
+}
+
 /// What DescribeKey says; `key` is an id, an ARN or an alias.
 pub fn look(account: &Account, key: &str) -> Result<Head, Refused> {
     let subject = format!("KMS key {key}");
-    let key = key.to_owned();
-    let answer = account.ask("DescribeKey", &subject, move |clients| {
-        let request = clients.kms.describe_key().key_id(&key);
-        async move { Ok(request.send().await.map_err(|e| fault(&e))?.key_metadata) }
-    })?;
-    match answer {
+    match metadata(account, &subject, key)? {
         Some(data) if data.arn.is_some() => Ok(head(data)),
         _ => {
             let text = format!("{subject}: DescribeKey was answered without a key");
@@ -173,46 +152,7 @@ pub fn describe(account: &Account, key: &str) -> Result<KeyFacts, Refused> {
     let head = look(account, key)?;
     let (policy, tags) = (policy(account, &head.arn)?, tags(account, &head.arn)?);
     let aliases = aliases(account, &head.arn)?;
-    Ok(KeyFacts {
-        arn: head.arn,
-        state: head.state,
-        origin: head.origin,
-        store: head.store,
-        manager: head.manager,
-        description: head.description,
-        xks_key_id: head.xks_key_id,
-        multi_region: head.multi_region,
-        is_usable_kind: head.is_usable_kind,
-        policy,
-        tags,
-        aliases,
-    })
-}
-
-/// The key store of this id or name; nothing, if there is none.
-pub fn key_store(account: &Account, text: &str) -> Result<Option<KeyStore>, Refused> {
-    let is_id = text.starts_with("cks-");
-    let wanted = text.to_owned();
-    let found =
-        account.ask("DescribeCustomKeyStores", &format!("key store {text}"), move |clients| {
-            let request = clients.kms.describe_custom_key_stores();
-            let request = match is_id {
-                true => request.custom_key_store_id(&wanted),
-                false => request.custom_key_store_name(&wanted),
-            };
-            async move { request.send().await.map_err(|e| fault(&e)) }
-        });
-    let found = match found {
-        Err(refused) if refused.code == "CustomKeyStoreNotFoundException" => return Ok(None),
-        other => other?,
-    };
-    let show = |entry: CustomKeyStoresListEntry| KeyStore {
-        kind: word(entry.custom_key_store_type.as_ref().map(|kind| kind.as_str())),
-        connection: word(entry.connection_state.as_ref().map(|state| state.as_str())),
-        id: entry.custom_key_store_id.unwrap_or_default(),
-        name: entry.custom_key_store_name.unwrap_or_default(),
-    };
-    Ok(found.custom_key_stores.unwrap_or_default().into_iter().next().map(show))
+    Ok(KeyFacts { head, policy, tags, aliases })
 }
 
 /// The mark of the key that follows this one: each has one successor, whoever asks, and however often.
@@ -226,7 +166,7 @@ pub fn successor_mark(facts: &KeyFacts) -> String {
         (Some((volume, number)), _) => format!("{volume}.{}", number.saturating_add(1)),
         (None, Some(volume)) => format!("{volume}.2"),
         (None, None) => {
-            let id = facts.arn.rsplit('/').next().unwrap_or_default();
+            let id = facts.head.arn.rsplit('/').next().unwrap_or_default();
             format!("{id}.2")
         }
     }
@@ -241,19 +181,19 @@ pub fn copy_wish(
 ) -> Result<KeyWish, Refused> {
     let facts = describe(account, key)?;
     let refuse = |why: &str| {
-        let text = format!("KMS key {} cannot be followed by one like it: {why}", facts.arn);
+        let text = format!("KMS key {} cannot be followed by one like it: {why}", facts.head.arn);
         Err(Refused::here(Class::Misconfigured, text))
     };
-    if facts.manager != "CUSTOMER" {
+    if facts.head.manager != "CUSTOMER" {
         return refuse("AWS looks after it; make a key of your own with `kmsfsctl provision key`");
     }
-    if !facts.is_usable_kind {
+    if !facts.head.is_usable_kind {
         return refuse("it is no symmetric key for encryption");
     }
-    if facts.multi_region {
+    if facts.head.multi_region {
         return refuse("it is a multi-Region key; make its successor by hand, with its replicas");
     }
-    let origin = match (facts.origin.as_str(), facts.store.clone(), xks_key_id) {
+    let origin = match (facts.head.origin.as_str(), facts.head.store.clone(), xks_key_id) {
         ("AWS_KMS", None, _) => Origin::AwsKms,
         ("AWS_CLOUDHSM", Some(store), _) => Origin::CloudHsm { store },
         ("EXTERNAL_KEY_STORE", Some(store), Some(id)) => {
@@ -274,7 +214,7 @@ pub fn copy_wish(
         mark,
         alias: None,
         tags: facts.tags.into_iter().filter(kept).collect(),
-        description: facts.description,
+        description: facts.head.description,
         policy: facts.policy,
     })
 }
@@ -289,15 +229,17 @@ mod tests {
         let mark = |tags: &[(&str, &str)]| {
             let tags = tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             successor_mark(&KeyFacts {
-                arn: "arn:aws:kms:us-east-1:111122223333:key/1234".into(),
-                state: "Enabled".into(),
-                origin: "AWS_KMS".into(),
-                store: None,
-                manager: "CUSTOMER".into(),
-                description: String::new(),
-                xks_key_id: None,
-                multi_region: false,
-                is_usable_kind: true,
+                head: Head {
+                    arn: "arn:aws:kms:us-east-1:111122223333:key/1234".into(),
+                    state: "Enabled".into(),
+                    origin: "AWS_KMS".into(),
+                    store: None,
+                    manager: "CUSTOMER".into(),
+                    description: String::new(),
+                    xks_key_id: None,
+                    multi_region: false,
+                    is_usable_kind: true,
+                },
                 policy: String::new(),
                 tags,
                 aliases: vec![],

@@ -5,15 +5,12 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::estimate::{HSM_HOUR, KEY_MONTH};
 use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
 use crate::cli::output::{Out, note};
 use crate::keys::finding::Finding;
+use crate::keys::prices::{HOURS_PER_MONTH, HSM_PER_HOUR, KEY_PER_MONTH};
 use crate::provision::account::{Account, Caller};
 use crate::provision::key::{Head, KeyWish, Origin};
-
-/// Hours of an average month.
-const MONTH_HOURS: f64 = 730.0;
 
 /// All that is about to be, on standard error: standard output is for the result.
 pub struct Review<'a> {
@@ -73,12 +70,12 @@ fn place(origin: &Origin) -> String {
 fn cost(origin: &Origin) -> String {
     let cluster = match origin {
         Origin::CloudHsm { .. } => {
-            let dollars = 2.0 * HSM_HOUR * MONTH_HOURS;
+            let dollars = 2.0 * HSM_PER_HOUR * HOURS_PER_MONTH;
             format!("; the cluster, if of two HSMs, ${dollars:.2} a month beside, key or no key")
         }
         Origin::AwsKms | Origin::External { .. } => String::new(),
     };
-    format!("${KEY_MONTH:.2} a month, and for calls what `kmsfsctl estimate` says{cluster}")
+    format!("${KEY_PER_MONTH:.2} a month, and for calls what `kmsfsctl estimate` says{cluster}")
 }
 
 pub fn show_findings(findings: &[Finding]) {
