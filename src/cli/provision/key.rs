@@ -118,7 +118,8 @@ struct WhoOptions {
     /// Let AWS services use the key on behalf of users
     #[arg(long)]
     allow_aws_services: bool,
-    /// Let the key be used through this VPC endpoint only; may be repeated
+    /// Bind what users and rotators are allowed here to this VPC endpoint; IAM policies of the account
+    /// are not bound to it. May be repeated
     #[arg(long, value_name = "VPCE-ID", value_parser = endpoint_id)]
     via_vpce: Vec<String>,
     /// Let users wrap for this key although another one makes the keys (a volume with several recipients)
