@@ -69,6 +69,8 @@ impl Volume {
         if !mac.is_some_and(|mac| keys.descriptor_mac_ok(&bytes[..len], mac)) {
             return Err(refused("the new descriptor is not authentic"));
         }
+        // Not kept while it is written: a disk that hangs must not keep keys in memory.
+        drop(keys);
         let old = self.descriptor();
         if new != *old {
             self.require_successor(&old, &new).map_err(refused)?;
