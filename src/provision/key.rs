@@ -13,7 +13,7 @@ pub(super) use facts::metadata;
 pub use facts::{
     Head, KeyFacts, aliases, copy_wish, describe, look, policy, successor_mark, tag, tags,
 };
-pub use search::{find, find_begun};
+pub use search::{Found, Hidden, find, find_begun, find_of_volume};
 
 use super::account::{Account, Refused};
 use super::settling::settled;
@@ -74,8 +74,6 @@ pub struct KeyWish {
     pub origin: Origin,
     /// For people.
     pub description: String,
-    /// Where it is looked for first; it is not made with the key.
-    pub alias: Option<String>,
     /// Beside the mark.
     pub tags: Vec<(String, String)>,
     /// JSON.
@@ -109,14 +107,16 @@ pub struct Made {
     pub created: bool,
 }
 
-/// The key of this wish, made unless it is there; it is enabled then.
+/// The key of this wish, made unless it is there; it is enabled then. One that is there may have another
+/// policy.
 pub fn find_or_create(
     account: &Account,
     wish: &KeyWish,
+    hidden: Hidden,
     teller: &dyn Teller,
 ) -> Result<Made, Refused> {
-    match find(account, &wish.mark, wish.alias.as_deref())? {
-        Some(head) => adopt(account, wish, &head, teller),
+    match find(account, &wish.mark, hidden)? {
+        Some(found) => adopt(account, wish, &found.head, teller),
         None => create(account, wish, teller),
     }
 }
@@ -128,6 +128,23 @@ pub fn adopt(
     head: &Head,
     teller: &dyn Teller,
 ) -> Result<Made, Refused> {
+    require_fit(wish, head)?;
+    await_enabled(account, &head.arn, teller)?;
+    teller.done(&format!("KMS key {} is there", head.arn));
+    Ok(Made { arn: head.arn.clone(), created: false })
+}
+
+/// Anybody who may tag keys may have put the mark on this one.
+pub fn require_fit(wish: &KeyWish, head: &Head) -> Result<(), Refused> {
+    let multi_region = "it is a multi-Region key, whose replicas have policies of their own";
+    if let Some(why) = head.unfit().or(head.multi_region.then_some(multi_region)) {
+        let text = format!(
+            "KMS key {} carries the mark {} and cannot be it: {why}; see who tagged it, and take the \
+             tag {TAG_REQUEST} away (`aws kms untag-resource`)",
+            head.arn, wish.mark,
+        );
+        return Err(Refused::here(Class::Misconfigured, text));
+    }
     let (wanted, store) = (wish.origin.kind(), wish.origin.store());
     if head.origin != wanted.as_str() || head.store.as_deref() != store {
         let place = |store: Option<&str>| store.map_or_else(String::new, |id| format!(" in {id}"));
@@ -143,9 +160,7 @@ pub fn adopt(
         );
         return Err(Refused::here(Class::Misconfigured, text));
     }
-    await_enabled(account, &head.arn, teller)?;
-    teller.done(&format!("KMS key {} is there", head.arn));
-    Ok(Made { arn: head.arn.clone(), created: false })
+    Ok(())
 }
 
 /// Makes the key, which was looked for before and is not there.
@@ -159,11 +174,11 @@ pub fn create(account: &Account, wish: &KeyWish, teller: &dyn Teller) -> Result<
         };
         teller.waiting(&wish.subject(), "without an answer; looking whether it was made");
         let found = settled(account, &wish.subject(), teller, || {
-            let found = search::find_surely(account, &wish.mark)?;
+            let found = find(account, &wish.mark, Hidden::Refuse)?;
             Ok(found.ok_or_else(|| "not to be seen".to_owned()))
         })?;
         match found {
-            Ok(head) => break head.arn,
+            Ok(found) => break found.head.arn,
             Err(_) if left == 0 => return Err(refused),
             Err(_) => {}
         }
@@ -272,6 +287,16 @@ fn unusable(head: &Head) -> Refused {
         _ => format!("see `aws kms describe-key --key-id {arn}`"),
     };
     Refused::here(Class::Revoked, format!("KMS key {arn} is {state}: {advice}"))
+}
+
+/// Gives a key another policy. Who calls must be able to change it again: KMS's own check stays on.
+pub fn put_policy(account: &Account, arn: &str, policy: &str) -> Result<(), Refused> {
+    let (key, policy) = (arn.to_owned(), policy.to_owned());
+    account.ask("PutKeyPolicy", &format!("KMS key {arn}"), move |clients| {
+        let request = clients.kms.put_key_policy().key_id(&key).policy_name("default");
+        let request = request.policy(&policy);
+        async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
+    })
 }
 
 /// Lets KMS rotate a key by itself every so many days (90 to 2560).

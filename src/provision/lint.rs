@@ -236,6 +236,12 @@ impl Lint<'_> {
             let advice = "its name changes when the permission set is made anew, and nobody is let \
                           in by the old one: use --sso-wildcard";
             self.add(Level::Warning, "principal", text, advice);
+        } else if resource.starts_with("assumed-role/AWSReservedSSO_") {
+            let text = format!("{who} is one session of a role of single sign-on");
+            let advice = "the role's name changes when the permission set is made anew, and nobody is \
+                          let in by the old one: name the role (…:role/aws-reserved/sso.amazonaws.com/…) \
+                          and use --sso-wildcard";
+            self.add(Level::Warning, "principal", text, advice);
         } else if resource == "root" && account != self.caller.account {
             let text = format!("account {account} may use the key");
             let advice = "its administrators say who in it may; they have to name this key's ARN in \

@@ -25,6 +25,8 @@ const ADMINISTRATION: [&str; 13] = [
 ];
 /// What they may do as well, unless told otherwise.
 const DELETION: [&str; 2] = ["kms:ScheduleKeyDeletion", "kms:CancelKeyDeletion"];
+/// Everything that is done with the key.
+const USE: [&str; 4] = ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"];
 /// What AWS services need of their callers.
 const GRANTS: [&str; 3] = ["kms:CreateGrant", "kms:ListGrants", "kms:RevokeGrant"];
 /// Where the console puts a new permission set's role, and how the role's name ends.
@@ -95,7 +97,8 @@ impl PolicyWish {
         }
         let mut statements = vec![self.iam("EnableIamPolicies")];
         let mut add = |sid: &str, who: &[String], actions: &[&str], equals: Map<String, Value>| {
-            statements.extend(self.statements(sid, who, actions, equals));
+            let condition = Map::from_iter([("StringEquals".to_owned(), Value::Object(equals))]);
+            statements.extend(self.statements(sid, who, actions, &condition));
         };
         add("KeyAdministrators", &self.admins, &self.administration(), Map::new());
         add("VolumeUse", &users, &using, volume.clone());
@@ -105,8 +108,11 @@ impl PolicyWish {
         add("VolumeUnlock", &self.rotators, &["kms:Decrypt"], unlocking);
         // It has no encryption context a condition could look at.
         add("VolumeDescribe", &everybody, &["kms:DescribeKey"], Map::new());
-        if self.aws_services && !users.is_empty() {
-            statements.push(for_services("AwsServices", &users));
+        if self.aws_services {
+            statements.extend(self.statements("AwsServices", &users, &GRANTS, &for_services()));
+        }
+        if !self.endpoints.is_empty() {
+            statements.push(self.only_through_endpoints());
         }
         json!({ "Version": "2012-10-17", "Id": "kmsfs-volume", "Statement": statements })
     }
@@ -128,7 +134,9 @@ impl PolicyWish {
                 "kms:DescribeKey",
             ];
             statements.push(allow("Allow use of the key", &users, &using));
-            statements.push(for_services("Allow attachment of persistent resources", &users));
+            let mut grants = allow("Allow attachment of persistent resources", &users, &GRANTS);
+            grants["Condition"] = Value::Object(for_services());
+            statements.push(grants);
         }
         json!({ "Version": "2012-10-17", "Id": "key-consolepolicy-3", "Statement": statements })
     }
@@ -154,11 +162,21 @@ impl PolicyWish {
 
     fn volume_condition(&self) -> Map<String, Value> {
         let id = data_encoding::HEXLOWER.encode(&self.volume.0);
-        let mut equals = Map::from_iter([(context("volume"), json!(id))]);
-        if !self.endpoints.is_empty() {
-            equals.insert("aws:SourceVpce".to_owned(), one_or_many(&self.endpoints));
+        Map::from_iter([(context("volume"), json!(id))])
+    }
+
+    /// A denial binds those whom IAM policies and grants let in, too; a condition of an allowance would
+    /// not. Where the endpoint is not known, as outside a VPC, it is not one of these.
+    fn only_through_endpoints(&self) -> Value {
+        let mut statement = allow("OnlyThroughEndpoints", &["*"], &USE);
+        statement["Effect"] = json!("Deny");
+        let through = json!({ "aws:SourceVpce": one_or_many(&self.endpoints) });
+        statement["Condition"] = json!({ "StringNotEquals": through });
+        if self.aws_services {
+            // Their calls come through no endpoint of the account's.
+            statement["Condition"]["Bool"] = json!({ "aws:ViaAWSService": "false" });
         }
-        equals
+        statement
     }
 
     /// One statement for those who are named, and one for those who are described.
@@ -167,7 +185,7 @@ impl PolicyWish {
         sid: &str,
         who: &[String],
         actions: &[&str],
-        equals: Map<String, Value>,
+        condition: &Map<String, Value>,
     ) -> Vec<Value> {
         let pattern = |arn: &String| self.sso_wildcard.then(|| sso_pattern(arn)).flatten();
         let (sso, named): (Vec<String>, Vec<String>) =
@@ -187,9 +205,9 @@ impl PolicyWish {
             statement["Condition"] = json!({ "ArnLike": like });
             all.push(statement);
         }
-        if !equals.is_empty() {
+        for (operator, test) in condition.iter().filter(|(_, test)| !is_empty(test)) {
             for statement in &mut all {
-                statement["Condition"]["StringEquals"] = Value::Object(equals.clone());
+                statement["Condition"][operator] = test.clone();
             }
         }
         all
@@ -215,7 +233,32 @@ fn context(name: &str) -> String {
     format!("kms:EncryptionContext:kmsfs:{name}")
 }
 
-fn allow(sid: &str, who: &[String], actions: &[&str]) -> Value {
+fn is_empty(test: &Value) -> bool {
+    test.as_object().is_none_or(Map::is_empty)
+}
+
+/// Do both say the same? The order of statements and of what is listed does not count, nor whether one
+/// word stands alone or as a list of one.
+pub fn is_same(one: &Value, other: &Value) -> bool {
+    plain(one) == plain(other)
+}
+
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Array(list) => {
+            let mut list: Vec<Value> = list.iter().map(plain).collect();
+            list.sort_by_cached_key(Value::to_string);
+            list.dedup();
+            if list.len() == 1 { list.remove(0) } else { Value::Array(list) }
+        }
+        Value::Object(members) => {
+            members.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
+        }
+        word => word.clone(),
+    }
+}
+
+fn allow<S: AsRef<str>>(sid: &str, who: &[S], actions: &[&str]) -> Value {
     json!({
         "Sid": sid,
         "Effect": "Allow",
@@ -225,10 +268,10 @@ fn allow(sid: &str, who: &[String], actions: &[&str]) -> Value {
     })
 }
 
-fn for_services(sid: &str, who: &[String]) -> Value {
-    let mut statement = allow(sid, who, &GRANTS);
-    statement["Condition"] = json!({ "Bool": { "kms:GrantIsForAWSResource": "true" } });
-    statement
+/// Grants for what an AWS service does for its caller, and for nothing else.
+fn for_services() -> Map<String, Value> {
+    let test = json!({ "kms:GrantIsForAWSResource": "true" });
+    Map::from_iter([("Bool".to_owned(), test)])
 }
 
 /// A list of one is written without brackets, as AWS does.

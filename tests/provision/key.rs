@@ -8,8 +8,8 @@ use kmsfs::format::VolumeId;
 use kmsfs::provision::account::{Account, Pace, Places};
 use kmsfs::provision::canary::{Canary, try_key};
 use kmsfs::provision::key::{
-    self, KeyWish, Origin as Place, Pointed, Repoint, TAG_REQUEST, copy_wish, find_or_create,
-    point_alias,
+    self, Hidden, KeyWish, Origin as Place, Pointed, Repoint, TAG_REQUEST, copy_wish,
+    find_or_create, point_alias,
 };
 use kmsfs::provision::key_store::{self, Sought};
 use kmsfs::provision::{Silent, TAG_VOLUME};
@@ -19,18 +19,18 @@ use super::aws::{
     ACCESS_KEY, Connection, Effect, FakeAws, Fault, KeyState, Origin, Principal, Rule, SECRET_KEY,
 };
 
-const ID: &str = "00112233445566778899aabbccddeeff";
+pub const ID: &str = "00112233445566778899aabbccddeeff";
 const ADMIN: &str = "arn:aws:iam::111122223333:role/keys";
 const HOST: &str = "arn:aws:iam::111122223333:role/host";
 
 /// An account with a key store.
-struct Bed {
-    fake: FakeAws,
+pub struct Bed {
+    pub fake: FakeAws,
     store: String,
 }
 
 impl Bed {
-    fn new() -> Bed {
+    pub fn new() -> Bed {
         let fake = FakeAws::start();
         let store = fake.create_store("kmsfs", Origin::CloudHsm);
         fake.set_strict_context(true);
@@ -56,11 +56,11 @@ impl Bed {
     }
 
     /// `provision key` for a volume, with an administrator and a user.
-    fn key(&self, arguments: &[&str]) -> Command {
+    pub fn key(&self, arguments: &[&str]) -> Command {
         self.anonymous_key(&[&["--volume-id", ID], arguments].concat())
     }
 
-    fn anonymous_key(&self, arguments: &[&str]) -> Command {
+    pub fn anonymous_key(&self, arguments: &[&str]) -> Command {
         let mut command = self.command(env!("CARGO_BIN_EXE_kmsfsctl"));
         let here = self.fake.endpoint();
         command
@@ -80,7 +80,7 @@ impl Bed {
         keys["Keys"].as_array().unwrap().clone()
     }
 
-    fn ask(&self, operation: &str, key: &str) -> Value {
+    pub fn ask(&self, operation: &str, key: &str) -> Value {
         self.fake.client().call(operation, &json!({ "KeyId": key })).unwrap()
     }
 
@@ -90,19 +90,19 @@ impl Bed {
         tags.iter().map(|tag| (text(&tag["TagKey"]), text(&tag["TagValue"]))).collect()
     }
 
-    fn target(&self, alias: &str) -> String {
+    pub fn target(&self, alias: &str) -> String {
         self.ask("DescribeKey", alias)["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
     }
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     format!("{} {out}{err}", output.status)
 }
 
 /// What a command that succeeds prints.
 #[track_caller]
-fn made(command: &mut Command) -> Value {
+pub fn made(command: &mut Command) -> Value {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -110,7 +110,7 @@ fn made(command: &mut Command) -> Value {
 
 /// What a command that fails says.
 #[track_caller]
-fn refused(command: &mut Command, code: i32, words: &str) -> String {
+pub fn refused(command: &mut Command, code: i32, words: &str) -> String {
     let output = command.output().unwrap();
     let said = text(&output);
     assert_eq!(output.status.code(), Some(code), "{said}");
@@ -202,7 +202,7 @@ fn running_it_again_finds_the_key() {
         bed.fake.create_key(Origin::Kms);
     }
     bed.fake.client().call("DeleteAlias", &json!({ "AliasName": "alias/kmsfs" })).unwrap();
-    let third = made(&mut bed.anonymous_key(&["--volume-id", id, "--no-delete"]));
+    let third = made(&mut bed.anonymous_key(&["--volume-id", id, "--no-delete", "--keep-policy"]));
     assert_eq!((&third["key"], &third["created"]), (&first["key"], &json!(false)));
     assert_eq!(third["policy_differs"], true);
     assert_eq!(bed.target("alias/kmsfs"), first["key"].as_str().unwrap());
@@ -299,7 +299,7 @@ fn faults_of_a_policy_are_found_before_anything_is_made() {
     assert_eq!(bed.fake.calls("CreateKey"), 0);
     made(&mut bed.key(&["--user", "AROAEXAMPLE", "--accept-findings"]));
     // Warnings are for reading.
-    let output = bed.key(&["--user", ADMIN]).output().unwrap();
+    let output = bed.key(&["--user", ADMIN, "--put-policy"]).output().unwrap();
     assert!(text(&output).contains("both looks after the key and uses it"));
 }
 
@@ -420,13 +420,12 @@ fn as_a_library() {
     let wish = KeyWish {
         origin: Place::CloudHsm { store: store.id },
         description: "one".into(),
-        alias: Some("alias/it".into()),
         tags: vec![(TAG_VOLUME.into(), ID.into()), ("team".into(), "files".into())],
         policy: policy.to_string(),
         mark: format!("{ID}.1"),
     };
-    let old = find_or_create(&account, &wish, &Silent).unwrap();
-    let found = find_or_create(&account, &wish, &Silent).unwrap();
+    let old = find_or_create(&account, &wish, Hidden::Refuse, &Silent).unwrap();
+    let found = find_or_create(&account, &wish, Hidden::Refuse, &Silent).unwrap();
     assert_eq!((old.created, found.created, &found.arn), (true, false, &old.arn));
     let point = |arn: &str, repoint| point_alias(&account, "alias/it", arn, repoint, &Silent);
     assert_eq!(point(&old.arn, Repoint::Never), Ok(Pointed::Created));
@@ -434,12 +433,12 @@ fn as_a_library() {
 
     let next = copy_wish(&account, "alias/it", None).unwrap();
     assert_eq!(next.mark, format!("{ID}.2"));
-    assert_eq!(KeyWish { mark: wish.mark.clone(), alias: wish.alias.clone(), ..next.clone() }, {
+    assert_eq!(KeyWish { mark: wish.mark.clone(), ..next.clone() }, {
         let mut wish = wish.clone();
         wish.tags.sort();
         wish
     });
-    let new = find_or_create(&account, &next, &Silent).unwrap();
+    let new = find_or_create(&account, &next, Hidden::Refuse, &Silent).unwrap();
     assert!(new.created && new.arn != old.arn);
     let facts = key::describe(&account, &new.arn).unwrap();
     assert_eq!(facts.tag(TAG_REQUEST), Some(next.mark.as_str()));

@@ -4,6 +4,7 @@
 mod aws;
 
 mod activate;
+mod adopt;
 mod all;
 #[allow(dead_code)]
 #[path = "../kms/bed.rs"]

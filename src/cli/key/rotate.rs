@@ -24,8 +24,9 @@ use crate::keys::rotation::Rotation;
 use crate::keys::{Editor, UnlockOptions, same_key};
 use crate::provision::account::Account;
 use crate::provision::canary::{Canary, try_key};
-use crate::provision::key::{self, Repoint};
+use crate::provision::key::{self, Hidden, Repoint};
 use crate::provision::lifecycle::{self, NativeRotation};
+use crate::provision::policy::is_same;
 
 /// Rotate the volume's KMS key
 ///
@@ -55,6 +56,10 @@ pub struct RotateArgs {
     /// The external key of the successor, for a key in an external key store
     #[arg(long, value_name = "ID")]
     xks_key_id: Option<String>,
+    /// Make a successor although some keys of the account do not show this caller their tags, and one of
+    /// them might be it
+    #[arg(long)]
+    accept_hidden_keys: bool,
     #[command(flatten)]
     sweep: SweepOptions,
     /// Print the result as JSON
@@ -188,7 +193,8 @@ impl Work<'_> {
         let volume = editor.descriptor().volume;
         let external = self.args.xks_key_id.as_deref();
         let wish = key::copy_wish(&self.account, self.arn.as_str(), external)?;
-        let made = key::find_or_create(&self.account, &wish, &self.screen)?;
+        let hidden = if self.args.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse };
+        let made = key::find_or_create(&self.account, &wish, hidden, &self.screen)?;
         if !made.created {
             self.require_as_wished(&made.arn, &wish.policy)?;
         }
@@ -208,8 +214,8 @@ impl Work<'_> {
 
     /// Anybody who may make keys may have put the mark of a successor on one of his own.
     fn require_as_wished(&self, arn: &str, policy: &str) -> anyhow::Result<()> {
-        let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).ok();
-        if parsed(&key::policy(&self.account, arn)?) == parsed(policy) {
+        let parsed = |text: &str| serde_json::from_str(text).unwrap_or_default();
+        if is_same(&parsed(&key::policy(&self.account, arn)?), &parsed(policy)) {
             return Ok(());
         }
         let text = "bears the mark of the successor, and has another policy than the key it would follow: \

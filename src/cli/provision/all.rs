@@ -24,7 +24,7 @@ use crate::provision::activate::Activation;
 use crate::provision::certificate::Files;
 use crate::provision::cluster::{self, ClusterFacts, ZONES, ensure_cluster, ensure_hsm};
 use crate::provision::initialize::{Source, certify, describe};
-use crate::provision::key::Origin;
+use crate::provision::key::KeyWish;
 use crate::provision::key_store::{self, Sought, StoreFacts};
 use crate::provision::plan::{self, Plan, State, plan};
 use crate::provision::survey::Deployment;
@@ -73,7 +73,7 @@ pub fn run(args: &AllArgs) -> anyhow::Result<()> {
     args.check_files()?;
     let review = Review { args, account: &account, files: &files, draft: &draft };
     let is_done = review.show(store.as_ref())?;
-    args.key.refuse_faults(&draft)?;
+    args.key.refuse_unfit(&draft, &review.wish(store.as_ref()))?;
     if !is_done {
         confirm(args.yes, "Make what is missing?")?;
     }
@@ -127,8 +127,7 @@ impl Review<'_> {
             Place::AwsKms | Place::ExternalKeyStore => None,
         };
         plan.iter().flat_map(|plan| &plan.steps).for_each(|step| note(summary(step)));
-        let wish = args.key.wish(&args.account.name, draft, self.origin(store));
-        args.key.review(self.account, draft, &wish);
+        args.key.review(self.account, draft, &self.wish(store));
         let (hour, month) =
             plan.as_ref().map_or((0.0, KEY_PER_MONTH), |plan| (plan.per_hour, plan.per_month));
         note(format!(
@@ -139,7 +138,7 @@ impl Review<'_> {
             Some(plan) => plan.steps.iter().all(|step| step.state != State::Missing),
             None => args.key.origin == Place::AwsKms || store.is_some_and(StoreFacts::is_connected),
         };
-        Ok(stands && draft.is_done())
+        Ok(stands && args.key.is_done(draft))
     }
 
     fn plan(&self, store: Option<&StoreFacts>) -> anyhow::Result<Plan> {
@@ -159,10 +158,10 @@ impl Review<'_> {
     }
 
     /// As far as can be known before the key store is there.
-    fn origin(&self, store: Option<&StoreFacts>) -> Origin {
+    fn wish(&self, store: Option<&StoreFacts>) -> KeyWish {
         let args = self.args;
         let store = store.map_or(args.store_name(), |store| &store.id).to_owned();
-        args.key.origin_in(store)
+        args.key.wish(&args.account.name, self.draft, args.key.origin_in(store))
     }
 }
 

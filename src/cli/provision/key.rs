@@ -3,6 +3,7 @@
 //! The order matters: everything is read and looked over first, nothing is made before the operator has
 //! seen it, and whatever is made is found again by its mark.
 
+mod goal;
 mod review;
 
 use anyhow::Context as _;
@@ -14,19 +15,17 @@ use crate::cli::mount::options::volume_id;
 use crate::cli::output::{Out, hex, note};
 use crate::crypto::random_array;
 use crate::format::VolumeId;
-use crate::keys::aws::classify::Class;
 use crate::keys::finding::{Finding, Level};
 use crate::provision::account::{Account, Caller, Refused};
 use crate::provision::canary::{self, Canary};
-use crate::provision::key::{
-    self, Head, KeyWish, Made, Origin, Pointed, Repoint, TAG_ALIAS, TAG_REQUEST,
-};
+use crate::provision::key::{self, Hidden, KeyWish, Made, Origin, Pointed, Repoint, TAG_ALIAS};
 use crate::provision::key_store::{self, Sought};
 use crate::provision::policy::PolicyWish;
 use crate::provision::{Silent, TAG_DEPLOYMENT, TAG_VOLUME, Teller, lint};
 
 use super::account::AccountOptions;
 use super::screen::Screen;
+use goal::{Goal, Present, Search};
 pub use review::{Outcome, confirm};
 use review::{Review, Trial, show_findings};
 
@@ -84,6 +83,17 @@ pub struct KeyOptions {
     /// Go on although the policy has faults
     #[arg(long)]
     accept_findings: bool,
+    /// Take a key that is there although its policy is not the one these options describe, or cannot be
+    /// read
+    #[arg(long, conflicts_with = "put_policy")]
+    keep_policy: bool,
+    /// Give a key that is there the policy these options describe
+    #[arg(long)]
+    put_policy: bool,
+    /// Make a key although some keys of the account do not show this caller their tags, and one of them
+    /// might be it
+    #[arg(long)]
+    accept_hidden_keys: bool,
     /// Fail if the key cannot be tried, for example because this caller may not use it
     #[arg(long)]
     pub require_canary: bool,
@@ -118,8 +128,8 @@ struct WhoOptions {
     /// Let AWS services use the key on behalf of users
     #[arg(long)]
     allow_aws_services: bool,
-    /// Bind what users and rotators are allowed here to this VPC endpoint; IAM policies of the account
-    /// are not bound to it. May be repeated
+    /// Let nobody use the key except through this VPC endpoint; may be repeated. Looking after the key is
+    /// not bound to it
     #[arg(long, value_name = "VPCE-ID", value_parser = endpoint_id)]
     via_vpce: Vec<String>,
     /// Let users wrap for this key although another one makes the keys (a volume with several recipients)
@@ -160,25 +170,16 @@ impl WhoOptions {
     }
 }
 
-/// What is to be there in the end.
-pub struct Goal {
-    volume: VolumeId,
-    pub alias: String,
-    /// What the alias points to now.
-    target: Option<String>,
-    mark: String,
-    /// Chosen just now: there is no such key.
-    is_new: bool,
-}
-
 /// What is to be made, looked over; nothing is made yet.
 pub struct Draft {
     pub caller: Caller,
     pub goal: Goal,
+    /// The one that is wanted.
     policy: Value,
+    /// On the policy the key will have.
     findings: Vec<Finding>,
     /// The key, if it is there.
-    present: Option<Head>,
+    present: Option<Present>,
 }
 
 /// Runs the command.
@@ -192,8 +193,8 @@ pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
     let draft = key.draft(&account, name)?;
     let wish = key.wish(name, &draft, origin(key, &account, name)?);
     key.review(&account, &draft, &wish);
-    refuse_faults(&draft.findings, key.accept_findings)?;
-    if !draft.is_done() {
+    key.refuse_unfit(&draft, &wish)?;
+    if !key.is_done(&draft) {
         confirm(args.yes, "Make this?")?;
     }
     let outcome = key.make(&account, &draft, &wish, args.json)?;
@@ -201,27 +202,34 @@ pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
     outcome.verdict(key.require_canary)
 }
 
-impl Draft {
-    /// Is the key there, with its alias?
-    pub fn is_done(&self) -> bool {
-        let arn = self.present.as_ref().map(|head| &head.arn);
-        arn.is_some() && arn == self.goal.target.as_ref()
-    }
-}
-
 impl KeyOptions {
     /// What is there, and what is wanted. Fails where that cannot be made.
     pub fn draft(&self, account: &Account, name: &str) -> anyhow::Result<Draft> {
         let caller = account.caller()?;
-        let goal = goal(self, account, name)?;
-        let policy = self.who.policy(&caller, goal.volume);
-        let findings = lint::findings(&policy, &caller);
-        let present = match goal.is_new {
-            true => None,
-            false => key::find(account, &goal.mark, Some(&goal.alias))?,
+        let search = Search {
+            account,
+            name,
+            alias: self.alias_of(name)?,
+            volume: self.volume_id.map(VolumeId),
+            hidden: if self.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse },
         };
-        refuse_foreign_alias(self, &goal, present.as_ref())?;
+        let (goal, head) = search.goal()?;
+        let policy = self.who.policy(&caller, goal.volume);
+        goal::refuse_foreign_alias(self.repoint_alias, &goal, head.as_ref())?;
+        let present =
+            head.map(|head| Present::of(account, head, self.rotation_days)).transpose()?;
+        let kept =
+            present.as_ref().filter(|_| !self.put_policy).and_then(|key| key.policy.as_ref());
+        let findings = lint::findings(kept.unwrap_or(&policy), &caller);
         Ok(Draft { caller, goal, policy, findings, present })
+    }
+
+    /// Is the key there, as it shall be, with its alias?
+    pub fn is_done(&self, draft: &Draft) -> bool {
+        draft.present.as_ref().is_some_and(|key| {
+            let policy = self.keep_policy || key.has_policy(&draft.policy) == Some(true);
+            policy && key.has_rotation(self.rotation_days) && key.is(draft.goal.target.as_ref())
+        })
     }
 
     /// For the library.
@@ -237,7 +245,6 @@ impl KeyOptions {
         KeyWish {
             origin,
             description: description.unwrap_or_else(|| format!("kmsfs volume {id} ({name})")),
-            alias: Some(goal.alias.clone()),
             tags: own.into_iter().chain(self.tag.iter().cloned()).collect(),
             policy: draft.policy.to_string(),
             mark: goal.mark.clone(),
@@ -263,13 +270,21 @@ impl KeyOptions {
             policy: &draft.policy,
             findings: &draft.findings,
             present: draft.present.as_ref(),
+            put_policy: self.put_policy,
             rotation_days: self.rotation_days,
         };
         review.show();
     }
 
-    /// Refuses a policy with faults, unless they are accepted.
-    pub fn refuse_faults(&self, draft: &Draft) -> anyhow::Result<()> {
+    /// Refuses a policy with faults and a key that is there and not as it should be, unless they are
+    /// accepted.
+    pub fn refuse_unfit(&self, draft: &Draft, wish: &KeyWish) -> anyhow::Result<()> {
+        if let Some(key) = &draft.present {
+            key::require_fit(wish, &key.head)?;
+            if !self.keep_policy && !self.put_policy {
+                key.require_policy(&draft.policy)?;
+            }
+        }
         refuse_faults(&draft.findings, self.accept_findings)
     }
 
@@ -299,15 +314,26 @@ fn provision(
     let screen = Screen::new();
     let teller: &dyn Teller = if quiet { &Silent } else { &screen };
     let made: Made = match &draft.present {
-        Some(head) => key::adopt(account, wish, head, teller)?,
+        Some(present) => key::adopt(account, wish, &present.head, teller)?,
         None => key::create(account, wish, teller)?,
     };
-    if let Some(days) = args.rotation_days {
+    let has_policy = match &draft.present {
+        None => Some(true),
+        Some(present) => match present.has_policy(&draft.policy) {
+            Some(true) => Some(true),
+            _ if args.put_policy => {
+                key::put_policy(account, &made.arn, &wish.policy)?;
+                Some(true)
+            }
+            other => other,
+        },
+    };
+    let is_rotated = draft.present.as_ref().is_some_and(|key| key.has_rotation(args.rotation_days));
+    if let (Some(days), false) = (args.rotation_days, is_rotated) {
         key::enable_rotation(account, &made.arn, days)?;
     }
     let repoint = if args.repoint_alias { Repoint::Any } else { Repoint::Never };
     let pointed = key::point_alias(account, &goal.alias, &made.arn, repoint, teller)?;
-    let policy_differs = !made.created && differs(account, &made.arn, &wish.policy);
     let trial = match canary::try_key(account, &made.arn, goal.volume, teller) {
         Ok(Canary::Passed) => Trial::Passed,
         Ok(Canary::NotAllowed(text)) => Trial::NotAllowed(text),
@@ -320,18 +346,19 @@ fn provision(
         alias_moved: pointed == Pointed::Moved,
         volume_id: hex(&goal.volume.0),
         rotation_days: args.rotation_days,
-        policy_differs,
+        policy_differs: has_policy.map(|has| !has),
         trial,
     })
 }
 
-/// Is the key's policy another one than is wanted? One that cannot be read is not told of.
-fn differs(account: &Account, arn: &str, wanted: &str) -> bool {
-    let parsed = |text: &str| serde_json::from_str::<Value>(text).ok();
-    key::policy(account, arn).is_ok_and(|present| parsed(&present) != parsed(wanted))
-}
-
 impl KeyOptions {
+    fn alias_of(&self, name: &str) -> anyhow::Result<String> {
+        match &self.alias {
+            Some(alias) => Ok(alias.clone()),
+            None => alias_name(name).map_err(|text| failure(FAILURE, text)),
+        }
+    }
+
     /// Refuses options that do not go together.
     pub fn check(&self) -> anyhow::Result<()> {
         let refuse = |text: &str| Err(failure(FAILURE, text.to_owned()));
@@ -354,50 +381,6 @@ impl KeyOptions {
             );
         }
         Ok(())
-    }
-}
-
-fn alias_of(args: &KeyOptions, name: &str) -> anyhow::Result<String> {
-    match &args.alias {
-        Some(alias) => Ok(alias.clone()),
-        None => alias_name(name).map_err(|text| failure(FAILURE, text)),
-    }
-}
-
-/// The volume that was named, or the one an earlier run chose, or a new one.
-fn goal(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Result<Goal> {
-    let alias = alias_of(args, name)?;
-    let other = |target| {
-        let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
-        let mark = format!("{}.1", hex(&volume.0));
-        let is_new = args.volume_id.is_none();
-        Goal { volume, alias: alias.clone(), target, mark, is_new }
-    };
-    let target = unless_denied(key::look(account, &alias))?.map(|head| head.arn);
-    let begun = match (&target, args.volume_id) {
-        (Some(arn), _) => Some(arn.clone()),
-        // Its volume is named, and so is its mark.
-        (None, Some(_)) => None,
-        (None, None) => key::find_begun(account, name, &alias)?.map(|head| head.arn),
-    };
-    let Some(arn) = begun else { return Ok(other(None)) };
-    let tags = unless_denied(key::tags(account, &arn))?.unwrap_or_default();
-    let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(name);
-    let volume = key::tag(&tags, TAG_VOLUME).and_then(|id| volume_id(id).ok());
-    match (volume, key::tag(&tags, TAG_REQUEST)) {
-        (Some(id), Some(mark)) if ours && args.volume_id.is_none_or(|wanted| wanted == id) => {
-            Ok(Goal { volume: VolumeId(id), alias, target, mark: mark.to_owned(), is_new: false })
-        }
-        _ => Ok(other(target)),
-    }
-}
-
-/// Nothing, if there is no such thing for this caller.
-fn unless_denied<T>(answer: Result<T, Refused>) -> Result<Option<T>, Refused> {
-    match answer {
-        Ok(there) => Ok(Some(there)),
-        Err(refused) if refused.class == Class::Denied => Ok(None),
-        Err(refused) => Err(refused),
     }
 }
 
@@ -434,25 +417,6 @@ pub fn origin(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Resul
     Ok(args.origin_in(store.id))
 }
 
-/// Before anything is made: a key whose alias cannot be had would be left over.
-fn refuse_foreign_alias(
-    args: &KeyOptions,
-    goal: &Goal,
-    present: Option<&Head>,
-) -> anyhow::Result<()> {
-    match &goal.target {
-        Some(target) if !args.repoint_alias && present.is_none_or(|head| head.arn != *target) => {
-            let text = format!(
-                "{} points to another key ({target}), and somebody may rely on that; choose another \
-                 --name or --alias, or say --repoint-alias; nothing was made",
-                goal.alias
-            );
-            Err(failure(FAILURE, text))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn refuse_faults(findings: &[Finding], accepted: bool) -> anyhow::Result<()> {
     let faults = findings.iter().filter(|finding| finding.level == Level::Error).count();
     if faults == 0 || accepted {
@@ -465,7 +429,7 @@ fn refuse_faults(findings: &[Finding], accepted: bool) -> anyhow::Result<()> {
 
 /// Asks nobody but who is calling.
 fn print_policy(args: &KeyOptions, account: &Account, name: &str) -> anyhow::Result<()> {
-    alias_of(args, name)?;
+    args.alias_of(name)?;
     let caller = account.caller()?;
     let volume = VolumeId(args.volume_id.unwrap_or_else(random_array));
     let policy = args.who.policy(&caller, volume);

@@ -54,6 +54,19 @@ pub fn tag<'a>(tags: &'a [(String, String)], name: &str) -> Option<&'a str> {
     tags.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
+impl Head {
+    /// Why no volume can have it, whatever its policy.
+    pub(super) fn unfit(&self) -> Option<&'static str> {
+        match self {
+            Self { manager, .. } if manager != "CUSTOMER" => {
+                Some("AWS looks after it; make a key of your own with `kmsfsctl provision key`")
+            }
+            Self { is_usable_kind: false, .. } => Some("it is no symmetric key for encryption"),
+            _ => None,
+        }
+    }
+}
+
 fn word(word: Option<&str>) -> String {
     word.unwrap_or("unknown").to_owned()
 }
@@ -184,11 +197,8 @@ pub fn copy_wish(
         let text = format!("KMS key {} cannot be followed by one like it: {why}", facts.head.arn);
         Err(Refused::here(Class::Misconfigured, text))
     };
-    if facts.head.manager != "CUSTOMER" {
-        return refuse("AWS looks after it; make a key of your own with `kmsfsctl provision key`");
-    }
-    if !facts.head.is_usable_kind {
-        return refuse("it is no symmetric key for encryption");
+    if let Some(why) = facts.head.unfit() {
+        return refuse(why);
     }
     if facts.head.multi_region {
         return refuse("it is a multi-Region key; make its successor by hand, with its replicas");
@@ -212,11 +222,28 @@ pub fn copy_wish(
     Ok(KeyWish {
         origin,
         mark,
-        alias: None,
         tags: facts.tags.into_iter().filter(kept).collect(),
         description: facts.head.description,
         policy: facts.policy,
     })
+}
+
+#[cfg(test)]
+impl Head {
+    /// Of an ordinary key without a name.
+    pub(super) fn nobody() -> Self {
+        Self {
+            arn: String::new(),
+            state: "Enabled".into(),
+            origin: "AWS_KMS".into(),
+            store: None,
+            manager: "CUSTOMER".into(),
+            description: String::new(),
+            xks_key_id: None,
+            multi_region: false,
+            is_usable_kind: true,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -231,14 +258,7 @@ mod tests {
             successor_mark(&KeyFacts {
                 head: Head {
                     arn: "arn:aws:kms:us-east-1:111122223333:key/1234".into(),
-                    state: "Enabled".into(),
-                    origin: "AWS_KMS".into(),
-                    store: None,
-                    manager: "CUSTOMER".into(),
-                    description: String::new(),
-                    xks_key_id: None,
-                    multi_region: false,
-                    is_usable_kind: true,
+                    ..Head::nobody()
                 },
                 policy: String::new(),
                 tags,
@@ -251,5 +271,14 @@ mod tests {
         assert_eq!(mark(&[(TAG_VOLUME, "aa")]), "aa.2");
         assert_eq!(mark(&[(TAG_VOLUME, "aa"), (TAG_REQUEST, "other")]), "aa.2");
         assert_eq!(mark(&[]), "1234.2");
+    }
+
+    #[test]
+    fn keys_of_aws_and_of_other_kinds_are_for_no_volume() {
+        assert_eq!(Head::nobody().unfit(), None);
+        let of_aws = Head { manager: "AWS".into(), ..Head::nobody() };
+        assert!(of_aws.unfit().unwrap().contains("AWS looks after it"));
+        let signing = Head { is_usable_kind: false, ..Head::nobody() };
+        assert!(signing.unfit().unwrap().contains("no symmetric key"));
     }
 }

@@ -1,4 +1,4 @@
-//! Finds a key again by its mark.
+//! Finds a key again by its tags.
 
 use super::facts::{Head, aliases, look, tag, tags};
 use super::{TAG_ALIAS, TAG_REQUEST};
@@ -14,67 +14,104 @@ const LANES: usize = 4;
 /// Keys in one page of the list.
 const PAGE: i32 = 1000;
 
-/// What looking through all keys has shown.
-#[derive(Default)]
-struct Seen {
-    found: Option<Head>,
-    /// Keys whose tags were read.
-    read: usize,
-    /// Keys of customers whose tags are not for this caller.
-    hidden: usize,
+/// A key and its tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What DescribeKey says.
+    pub head: Head,
+    /// Names and values.
+    pub tags: Vec<(String, String)>,
 }
 
-/// The key with this mark: what the alias names, if that is it, otherwise any of the account. Keys to be
-/// deleted do not count.
-pub fn find(account: &Account, mark: &str, alias: Option<&str>) -> Result<Option<Head>, Refused> {
-    if let Some(alias) = alias {
-        // An alias of somebody else's may not be for this caller.
-        let named = not_for_us(look(account, alias))?;
-        if let Some(head) = named.filter(is_living)
-            && not_for_us(tags(account, &head.arn))?.is_some_and(|tags| has_mark(&tags, mark))
-        {
-            return Ok(Some(head));
-        }
-    }
-    let seen = scan(account, &|_, tags| Ok(has_mark(tags, mark)))?;
-    if seen.found.is_none() && seen.read == 0 && seen.hidden > 0 {
-        return Err(blind(mark, seen.hidden));
-    }
-    Ok(seen.found)
+/// When nothing was found, and some keys of the account did not show their tags to this caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hidden {
+    /// Any of them may be the one: refuse.
+    Refuse,
+    /// Somebody who knows says that none of them is.
+    Accept,
 }
 
-/// A key that was made for this alias of a deployment and did not get it: whoever made it was
-/// interrupted, and did not live to tell its mark. Keys to be deleted do not count.
+impl Found {
+    /// The mark: for whom, and the how manieth key it is.
+    fn mark(&self) -> Option<(&str, u32)> {
+        let (whom, number) = tag(&self.tags, TAG_REQUEST)?.rsplit_once('.')?;
+        Some((whom, number.parse().ok()?))
+    }
+}
+
+/// The key with this mark. Keys to be deleted do not count.
+pub fn find(account: &Account, mark: &str, hidden: Hidden) -> Result<Option<Found>, Refused> {
+    let what = format!("the key {mark}");
+    let found = scan(account, &what, hidden, &|_, tags| Ok(tag(tags, TAG_REQUEST) == Some(mark)))?;
+    latest(&what, found)
+}
+
+/// The youngest key made for a volume, named by its id in hexadecimal. Keys to be deleted do not count.
+pub fn find_of_volume(
+    account: &Account,
+    volume: &str,
+    hidden: Hidden,
+) -> Result<Option<Found>, Refused> {
+    let what = format!("the key of volume {volume}");
+    let found = scan(account, &what, hidden, &|_, tags| {
+        let marked = tag(tags, TAG_REQUEST).and_then(|mark| mark.rsplit_once('.'));
+        Ok(marked.is_some_and(|(whom, number)| whom == volume && number.parse::<u32>().is_ok()))
+    })?;
+    latest(&what, found)
+}
+
+/// The youngest key that was made for this alias of a deployment and does not have it: whoever made it
+/// was interrupted, and did not live to tell its mark. Keys to be deleted do not count.
 pub fn find_begun(
     account: &Account,
     deployment: &str,
     alias: &str,
-) -> Result<Option<Head>, Refused> {
-    let seen = scan(account, &|arn, tags| {
+    hidden: Hidden,
+) -> Result<Option<Found>, Refused> {
+    let what = format!("the key of {alias}");
+    let found = scan(account, &what, hidden, &|arn, tags| {
         let ours = tag(tags, TAG_DEPLOYMENT) == Some(deployment);
         let made_for_it = ours && tag(tags, TAG_ALIAS) == Some(alias);
         Ok(made_for_it && aliases(account, arn)?.is_empty())
     })?;
-    if seen.found.is_none() && seen.read == 0 && seen.hidden > 0 {
-        return Err(blind(&format!("of {alias}"), seen.hidden));
-    }
-    Ok(seen.found)
+    latest(&what, found)
 }
 
-/// As [`find`], for when it must be certain that there is none.
-pub fn find_surely(account: &Account, mark: &str) -> Result<Option<Head>, Refused> {
-    let seen = scan(account, &|_, tags| Ok(has_mark(tags, mark)))?;
-    match seen.found {
-        None if seen.hidden > 0 => Err(blind(mark, seen.hidden)),
-        found => Ok(found),
+/// Of the keys of one volume the one that followed the others; whatever else was found is for people to
+/// judge.
+fn latest(what: &str, found: Vec<Found>) -> Result<Option<Found>, Refused> {
+    let Some(best) = found.iter().max_by_key(|key| key.mark().map(|(_, number)| number)) else {
+        return Ok(None);
+    };
+    let rivals = |key: &&Found| {
+        let (one, other) = (key.mark(), best.mark());
+        key.head.arn != best.head.arn
+            && (one == other || one.map(|(whom, _)| whom) != other.map(|(whom, _)| whom))
+    };
+    if found.iter().any(|key| rivals(&key)) {
+        let name = |key: &Found| {
+            let mark = tag(&key.tags, TAG_REQUEST).unwrap_or("without");
+            format!("{} ({TAG_REQUEST} {mark})", key.head.arn)
+        };
+        let names: Vec<String> = found.iter().map(name).collect();
+        let text = format!(
+            "{what} may be any of {}: say which volume it is for with --volume-id, or take the tag \
+             {TAG_REQUEST} away from those that are not it (`aws kms untag-resource`); nothing was made",
+            names.join(", ")
+        );
+        return Err(Refused::here(Class::Misconfigured, text));
     }
+    Ok(Some(best.clone()))
 }
 
-fn blind(mark: &str, hidden: usize) -> Refused {
+fn blind(what: &str, hidden: usize) -> Refused {
+    let keys = if hidden == 1 { "a key".to_owned() } else { format!("{hidden} keys") };
     let text = format!(
-        "{hidden} keys of this account do not show their tags to this caller, so nobody can say \
-         whether the key {mark} was made already; have kms:ListResourceTags on all keys added to the \
-         caller's IAM policy, and run the same command again"
+        "{keys} of this account not showing tags to this caller, nobody can say whether {what} was made \
+         already, and nothing was made: have kms:ListResourceTags on all keys added to the caller's IAM \
+         policy (and to key policies that do not let IAM policies count), wait a minute if a key was made \
+         just now, or, if it is certain that there is no such key, say --accept-hidden-keys"
     );
     Refused { code: "AccessDeniedException".into(), class: Class::Denied, sentence: text }
 }
@@ -87,32 +124,38 @@ fn is_living(head: &Head) -> bool {
 fn not_for_us<T>(answer: Result<T, Refused>) -> Result<Option<T>, Refused> {
     match answer {
         Ok(there) => Ok(Some(there)),
-        Err(refused) if refused.class == Class::Denied => Ok(None),
         // Deleted, or on its way.
-        Err(refused) if refused.class == Class::Revoked => Ok(None),
+        Err(refused) if matches!(refused.class, Class::Denied | Class::Revoked) => Ok(None),
         Err(refused) => Err(refused),
     }
-}
-
-fn has_mark(tags: &[(String, String)], mark: &str) -> bool {
-    tag(tags, TAG_REQUEST) == Some(mark)
 }
 
 /// Is it the key with this ARN and these tags?
 type Test<'a> = dyn Fn(&str, &[(String, String)]) -> Result<bool, Refused> + Sync + 'a;
 
-fn scan(account: &Account, is_it: &Test<'_>) -> Result<Seen, Refused> {
-    let (keys, seen, failed) = (list(account)?, Mutex::new(Seen::default()), Mutex::new(None));
+/// What looking through all keys has shown.
+#[derive(Default)]
+struct Seen {
+    found: Vec<Found>,
+    /// Keys of customers whose tags are not for this caller.
+    hidden: usize,
+    failed: Option<Refused>,
+}
+
+/// All keys that are it; `what` names them for people.
+fn scan(
+    account: &Account,
+    what: &str,
+    hidden: Hidden,
+    is_it: &Test<'_>,
+) -> Result<Vec<Found>, Refused> {
+    let (keys, seen) = (list(account)?, Mutex::new(Seen::default()));
     let (next, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let lane = || {
         while let (false, Some(arn)) = (over.load(Relaxed), keys.get(next.fetch_add(1, Relaxed))) {
-            match inspect(account, arn, is_it, &seen) {
-                Ok(true) => over.store(true, Relaxed),
-                Ok(false) => {}
-                Err(refused) => {
-                    over.store(true, Relaxed);
-                    *failed.lock() = Some(refused);
-                }
+            if let Err(refused) = inspect(account, arn, is_it, &seen) {
+                over.store(true, Relaxed);
+                seen.lock().failed = Some(refused);
             }
         }
     };
@@ -122,39 +165,37 @@ fn scan(account: &Account, is_it: &Test<'_>) -> Result<Seen, Refused> {
         }
     });
     let seen = seen.into_inner();
-    match failed.into_inner() {
-        Some(refused) if seen.found.is_none() => Err(refused),
-        _ => Ok(seen),
+    match seen.failed {
+        Some(refused) => Err(refused),
+        None if seen.found.is_empty() && seen.hidden > 0 && hidden == Hidden::Refuse => {
+            Err(blind(what, seen.hidden))
+        }
+        None => Ok(seen.found),
     }
 }
 
-/// Is it the one?
 fn inspect(
     account: &Account,
     arn: &str,
     is_it: &Test<'_>,
     seen: &Mutex<Seen>,
-) -> Result<bool, Refused> {
+) -> Result<(), Refused> {
     // Nothing, if they are hidden.
-    let tags = not_for_us(tags(account, arn))?;
-    match tags.map(|tags| is_it(arn, &tags)).transpose()? {
-        Some(false) => seen.lock().read += 1,
-        Some(true) => {
-            let head = not_for_us(look(account, arn))?.filter(is_living);
-            let mut seen = seen.lock();
-            seen.read += 1;
-            if head.is_some() {
-                seen.found = head;
-                return Ok(true);
-            }
-        }
+    match not_for_us(tags(account, arn))? {
+        Some(tags) if is_it(arn, &tags)? => match look(account, arn) {
+            Ok(head) if is_living(&head) => seen.lock().found.push(Found { head, tags }),
+            Ok(_) => {}
+            Err(refused) if refused.code == "NotFoundException" => {}
+            Err(refused) => return Err(refused),
+        },
+        Some(_) => {}
         None => {
             // The keys AWS makes for its services show theirs to nobody, and are never ours.
             let of_aws = not_for_us(look(account, arn))?.is_some_and(|head| head.manager == "AWS");
             seen.lock().hidden += usize::from(!of_aws);
         }
     }
-    Ok(false)
+    Ok(())
 }
 
 /// The ARNs of all keys.
@@ -170,6 +211,32 @@ fn list(account: &Account) -> Result<Vec<String>, Refused> {
         match page.next_marker {
             Some(next) if page.truncated => marker = Some(next),
             _ => return Ok(all),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(id: &str, mark: &str) -> Found {
+        let head = Head { arn: id.into(), ..Head::nobody() };
+        Found { head, tags: vec![(TAG_REQUEST.into(), mark.into())] }
+    }
+
+    #[test]
+    fn the_youngest_of_one_volume_counts_and_nobody_guesses() {
+        let of = |keys: &[(&str, &str)]| {
+            latest("it", keys.iter().map(|(id, mark)| found(id, mark)).collect())
+        };
+        assert_eq!(of(&[]), Ok(None));
+        let best = of(&[("a", "v.1"), ("b", "v.10"), ("c", "v.9")]).unwrap().unwrap();
+        assert_eq!(best.head.arn, "b");
+        for rivals in
+            [[("a", "v.1"), ("b", "w.2")], [("a", "v.2"), ("b", "v.2")], [("a", "x"), ("b", "v.1")]]
+        {
+            let refused = of(&rivals).unwrap_err();
+            assert!(refused.sentence.contains("any of a (") && refused.sentence.contains("b ("));
         }
     }
 }

@@ -126,6 +126,10 @@ fn principals_that_are_none_are_found() {
 fn roles_of_single_sign_on_are_worth_a_warning_unless_described() {
     let sso = PolicyWish { users: vec![SSO.into()], ..wish() };
     has(&of(Level::Warning, &sso.strict()), "single sign-on");
+    let session =
+        "arn:aws:sts::111122223333:assumed-role/AWSReservedSSO_Admins_0123456789abcdef/ann";
+    let session = PolicyWish { users: vec![session.into()], sso_wildcard: true, ..wish() };
+    has(&of(Level::Warning, &session.strict()), "one session of a role of single sign-on");
     let described = PolicyWish { sso_wildcard: true, ..sso };
     assert_eq!(of(Level::Warning, &described.strict()), [""; 0]);
     has(&of(Level::Note, &described.strict()), "is a pattern");

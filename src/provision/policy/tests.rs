@@ -142,9 +142,24 @@ fn options_add_and_take_away() {
     let used = statement(&policy, "VolumeUse").unwrap();
     assert_eq!(used["Principal"]["AWS"], users);
     assert_eq!(used["Action"], json!(["kms:GenerateDataKey", "kms:Decrypt", "kms:Encrypt"]));
-    let equals = &used["Condition"]["StringEquals"];
-    assert_eq!(equals["aws:SourceVpce"], json!(["vpce-1", "vpce-2"]));
-    assert_eq!(equals["kms:EncryptionContext:kmsfs:volume"], ID);
+    assert_eq!(
+        used["Condition"]["StringEquals"],
+        json!({ "kms:EncryptionContext:kmsfs:volume": ID })
+    );
+    // Whatever IAM allows, too.
+    let expected = json!({
+        "Sid": "OnlyThroughEndpoints", "Effect": "Deny", "Principal": { "AWS": "*" },
+        "Action": ["kms:Decrypt", "kms:Encrypt", "kms:GenerateDataKey*", "kms:ReEncrypt*"],
+        "Resource": "*",
+        "Condition": {
+            "StringNotEquals": { "aws:SourceVpce": ["vpce-1", "vpce-2"] },
+            "Bool": { "aws:ViaAWSService": "false" },
+        },
+    });
+    assert_eq!(statement(&policy, "OnlyThroughEndpoints"), Some(&expected));
+    let alone = PolicyWish { aws_services: false, ..more.clone() }.strict();
+    let denial = statement(&alone, "OnlyThroughEndpoints").unwrap();
+    assert_eq!(denial["Condition"].as_object().unwrap().len(), 1);
     // Who administers from elsewhere must not be locked out.
     let admin = statement(&policy, "KeyAdministrators").unwrap();
     assert_eq!(admin.get("Condition"), None);
@@ -167,7 +182,17 @@ fn roles_of_single_sign_on_are_named_by_pattern_if_asked() {
     let named = PolicyWish { users: vec![HOST.into(), SSO.into()], ..wish() };
     let policy = named.strict();
     assert_eq!(statement(&policy, "VolumeUse").unwrap()["Principal"]["AWS"], json!([HOST, SSO]));
-    let policy = PolicyWish { sso_wildcard: true, ..named }.strict();
+    let policy = PolicyWish { sso_wildcard: true, aws_services: true, ..named }.strict();
+    // Nowhere is the name left that will change.
+    assert!(!policy.to_string().contains("0123456789abcdef"), "{policy}");
+    let services = statement(&policy, "AwsServicesSso").unwrap();
+    assert_eq!(
+        services["Condition"],
+        json!({
+            "ArnLike": { "aws:PrincipalArn": pattern },
+            "Bool": { "kms:GrantIsForAWSResource": "true" },
+        })
+    );
     assert_eq!(statement(&policy, "VolumeUse").unwrap()["Principal"]["AWS"], HOST);
     let described = statement(&policy, "VolumeUseSso").unwrap();
     assert_eq!(described["Principal"]["AWS"], ROOT);
@@ -178,4 +203,28 @@ fn roles_of_single_sign_on_are_named_by_pattern_if_asked() {
             "StringEquals": { "kms:EncryptionContext:kmsfs:volume": ID },
         })
     );
+}
+
+#[test]
+fn policies_are_the_same_if_they_say_the_same() {
+    let policy = wish().strict();
+    let mut other = policy.clone();
+    other["Statement"].as_array_mut().unwrap().reverse();
+    let users = other["Statement"].as_array_mut().unwrap().iter_mut();
+    for statement in users {
+        let who = statement["Principal"]["AWS"].clone();
+        if who.is_string() {
+            statement["Principal"]["AWS"] = json!([who]);
+        }
+    }
+    assert_ne!(policy, other);
+    assert!(is_same(&policy, &other));
+    for (name, value) in [("Principal", json!({ "AWS": "*" })), ("Effect", json!("Deny"))] {
+        let mut other = policy.clone();
+        other["Statement"][2][name] = value;
+        assert!(!is_same(&policy, &other), "{name}");
+    }
+    let mut other = policy.clone();
+    other["Statement"][2].as_object_mut().unwrap().remove("Condition");
+    assert!(!is_same(&policy, &other));
 }

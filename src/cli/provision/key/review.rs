@@ -5,12 +5,13 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::goal::Present;
 use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
 use crate::cli::output::{Out, note};
 use crate::keys::finding::Finding;
 use crate::keys::prices::{HOURS_PER_MONTH, HSM_PER_HOUR, KEY_PER_MONTH};
 use crate::provision::account::{Account, Caller};
-use crate::provision::key::{Head, KeyWish, Origin};
+use crate::provision::key::{KeyWish, Origin};
 
 /// All that is about to be, on standard error: standard output is for the result.
 pub struct Review<'a> {
@@ -20,7 +21,8 @@ pub struct Review<'a> {
     pub alias: &'a str,
     pub policy: &'a Value,
     pub findings: &'a [Finding],
-    pub present: Option<&'a Head>,
+    pub present: Option<&'a Present>,
+    pub put_policy: bool,
     pub rotation_days: Option<u32>,
 }
 
@@ -30,9 +32,9 @@ impl Review<'_> {
         fact("account", &format!("{} ({})", self.caller.account, self.account.region()));
         fact("caller", &self.caller.arn);
         match self.present {
-            Some(head) => {
-                fact("key", &format!("exists: {}", head.arn));
-                note("Of what follows it gets the alias; policy, tags and description it keeps.");
+            Some(key) => {
+                fact("key", &format!("exists: {}", key.head.arn));
+                note("It keeps its tags and description.");
             }
             None => fact("key", &format!("to be made, {}", place(&self.wish.origin))),
         }
@@ -41,19 +43,49 @@ impl Review<'_> {
         let tags: Vec<String> =
             self.wish.tags.iter().map(|(name, value)| format!("{name}={value}")).collect();
         fact("tags", &tags.join(", "));
-        match (self.rotation_days, &self.wish.origin) {
-            (Some(days), _) => fact("rotation", &format!("by KMS, every {days} days")),
-            (None, Origin::AwsKms) => fact("rotation", "none by KMS (--rotation-days N)"),
-            (None, _) => {
-                fact("rotation", "by `kmsfsctl key rotate`: KMS rotates no key of a store")
-            }
-        }
+        fact("rotation", &self.rotation());
         fact("cost", &cost(&self.wish.origin));
-        note("policy");
-        if let Ok(text) = serde_json::to_string_pretty(self.policy) {
-            note(text);
+        match self.present {
+            Some(key) if !self.put_policy => self.show_present(key),
+            Some(_) => show_policy("policy, instead of the one it has", self.policy),
+            None => show_policy("policy", self.policy),
         }
         show_findings(self.findings);
+    }
+
+    /// The policy that counts is the one it has.
+    fn show_present(&self, key: &Present) {
+        match (&key.policy, key.has_policy(self.policy)) {
+            (Some(policy), Some(true)) => show_policy("policy, which it has", policy),
+            (Some(policy), _) => {
+                show_policy("policy it has, which is another one than is wanted", policy);
+                show_policy("policy that is wanted", self.policy);
+            }
+            (None, _) => {
+                show_policy("policy that is wanted; the one it has cannot be read", self.policy);
+            }
+        }
+    }
+
+    fn rotation(&self) -> String {
+        let now = self.present.and_then(|key| key.rotation.as_ref());
+        let now = now.map_or_else(String::new, |now| match (now.automatic, now.period_days) {
+            (true, Some(days)) => format!(" (now every {days} days)"),
+            (true, None) => " (now by KMS, too)".to_owned(),
+            (false, _) => " (not now)".to_owned(),
+        });
+        match (self.rotation_days, &self.wish.origin) {
+            (Some(days), _) => format!("by KMS, every {days} days{now}"),
+            (None, Origin::AwsKms) => "none by KMS (--rotation-days N)".to_owned(),
+            (None, _) => "by `kmsfsctl key rotate`: KMS rotates no key of a store".to_owned(),
+        }
+    }
+}
+
+fn show_policy(title: &str, policy: &Value) {
+    note(title);
+    if let Ok(text) = serde_json::to_string_pretty(policy) {
+        note(text);
     }
 }
 
@@ -123,7 +155,8 @@ pub struct Outcome {
     pub alias_moved: bool,
     pub volume_id: String,
     pub rotation_days: Option<u32>,
-    pub policy_differs: bool,
+    /// The key was there before, with another policy than is wanted now; nothing, if nobody can say.
+    pub policy_differs: Option<bool>,
     pub trial: Trial,
 }
 
@@ -137,8 +170,8 @@ pub struct Facts<'a> {
     volume_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     rotation_days: Option<u32>,
-    /// The key was there before, with another policy than is wanted now.
-    policy_differs: bool,
+    /// The key was there before, with another policy than is wanted now; `null` if it cannot be read.
+    policy_differs: Option<bool>,
     /// `passed`, `not-allowed` or `failed`.
     canary: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,10 +222,10 @@ impl Outcome {
         let moved = if self.alias_moved { " (pointed elsewhere before)" } else { "" };
         out.fact("alias", format!("{}{moved}", self.alias))?;
         out.fact("volume id", &self.volume_id)?;
-        if self.policy_differs {
-            let text =
-                "not as shown above: the key keeps the one it has (`aws kms put-key-policy`)";
-            out.fact("policy", text)?;
+        match self.policy_differs {
+            Some(false) => {}
+            Some(true) => out.fact("policy", "another one than is wanted, kept")?,
+            None => out.fact("policy", "kept; this caller may not read it")?,
         }
         match &self.trial {
             Trial::Passed => {

@@ -1,0 +1,167 @@
+//! Which key it is about: one that is there, found by its alias or tags, or a new one.
+
+use serde_json::Value;
+
+use crate::cli::exit::{FAILURE, failure};
+use crate::cli::mount::options::volume_id;
+use crate::cli::output::hex;
+use crate::crypto::random_array;
+use crate::format::VolumeId;
+use crate::keys::aws::classify::Class;
+use crate::provision::account::{Account, Refused};
+use crate::provision::key::{self, Found, Head, Hidden, TAG_REQUEST};
+use crate::provision::lifecycle::{self, NativeRotation};
+use crate::provision::policy::is_same;
+use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME};
+
+/// What is to be there in the end.
+pub struct Goal {
+    pub volume: VolumeId,
+    pub alias: String,
+    /// What the alias points to now.
+    pub target: Option<String>,
+    pub mark: String,
+}
+
+/// What is known before it is looked for.
+pub struct Search<'a> {
+    pub account: &'a Account,
+    /// Of the deployment.
+    pub name: &'a str,
+    pub alias: String,
+    pub volume: Option<VolumeId>,
+    pub hidden: Hidden,
+}
+
+impl Search<'_> {
+    /// For the volume that was named, or the one an earlier run chose, or a new one; and its key, if it
+    /// is there.
+    pub fn goal(self) -> anyhow::Result<(Goal, Option<Head>)> {
+        let (account, name) = (self.account, self.name);
+        let target = match key::look(account, &self.alias) {
+            Ok(head) => Some(head),
+            Err(refused) if refused.code == "NotFoundException" => None,
+            // Whose it is must be known: a key whose alias cannot be had would be left over.
+            Err(refused) => return Err(refused.into()),
+        };
+        let known = target.as_ref().map(|head| self.ours(head)).transpose()?.flatten();
+        let known = match (known, self.volume) {
+            (None, Some(volume)) => key::find_of_volume(account, &hex(&volume.0), self.hidden)?
+                .and_then(|found| marked(found, self.volume)),
+            // An alias of another key is no place to look for one that was begun.
+            (None, None) if target.is_none() => {
+                key::find_begun(account, name, &self.alias, self.hidden)?
+                    .and_then(|found| marked(found, None))
+            }
+            (known, _) => known,
+        };
+        let (volume, mark, head) = known.map_or_else(
+            || {
+                let volume = self.volume.unwrap_or_else(|| VolumeId(random_array()));
+                (volume, format!("{}.1", hex(&volume.0)), None)
+            },
+            |(volume, mark, head)| (volume, mark, Some(head)),
+        );
+        Ok((Goal { volume, alias: self.alias, target: target.map(|head| head.arn), mark }, head))
+    }
+
+    /// What the alias names, if it is this deployment's and for the volume that is meant.
+    fn ours(&self, head: &Head) -> Result<Option<Marked>, Refused> {
+        // It cannot be used as it is; whether another one may have its alias is asked elsewhere.
+        if head.state.starts_with("Pending") {
+            return Ok(None);
+        }
+        let tags = match key::tags(self.account, &head.arn) {
+            Err(refused) if refused.class == Class::Denied => return Ok(None),
+            tags => tags?,
+        };
+        let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(self.name);
+        let found = Found { head: head.clone(), tags };
+        Ok(ours.then(|| marked(found, self.volume)).flatten())
+    }
+}
+
+/// A volume, the mark of its key, the key.
+type Marked = (VolumeId, String, Head);
+
+/// A key whose tags say for which volume it was made; for this one, if one is named.
+fn marked(found: Found, wanted: Option<VolumeId>) -> Option<Marked> {
+    let id = key::tag(&found.tags, TAG_VOLUME).and_then(|id| volume_id(id).ok()).map(VolumeId)?;
+    let mark = key::tag(&found.tags, TAG_REQUEST)?.to_owned();
+    wanted.is_none_or(|wanted| wanted.0 == id.0).then_some((id, mark, found.head))
+}
+
+/// Before anything is made: a key whose alias cannot be had would be left over.
+pub fn refuse_foreign_alias(
+    repoint: bool,
+    goal: &Goal,
+    present: Option<&Head>,
+) -> anyhow::Result<()> {
+    match &goal.target {
+        Some(target) if !repoint && present.is_none_or(|head| head.arn != *target) => {
+            let text = format!(
+                "{} points to another key ({target}), and somebody may rely on that; choose another \
+                 --name or --alias, or say --repoint-alias; nothing was made",
+                goal.alias
+            );
+            Err(failure(FAILURE, text))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A key that is there.
+pub struct Present {
+    pub head: Head,
+    /// Nothing, if this caller may not read it.
+    pub policy: Option<Value>,
+    /// Where it was asked for and can be known.
+    pub rotation: Option<NativeRotation>,
+}
+
+impl Present {
+    pub fn of(account: &Account, head: Head, rotation_days: Option<u32>) -> Result<Self, Refused> {
+        let policy = match key::policy(account, &head.arn) {
+            Err(refused) if refused.class == Class::Denied => None,
+            policy => serde_json::from_str(&policy?).ok(),
+        };
+        let rotation = rotation_days.map(|_| lifecycle::rotation(account, &head.arn));
+        let rotation = match rotation.transpose() {
+            Err(refused) if refused.class == Class::Denied => None,
+            rotation => rotation?,
+        };
+        Ok(Self { head, policy, rotation })
+    }
+
+    pub fn is(&self, arn: Option<&String>) -> bool {
+        arn == Some(&self.head.arn)
+    }
+
+    /// Nothing, if nobody can say.
+    pub fn has_policy(&self, wanted: &Value) -> Option<bool> {
+        self.policy.as_ref().map(|policy| is_same(policy, wanted))
+    }
+
+    pub fn has_rotation(&self, days: Option<u32>) -> bool {
+        let kept = |now: &NativeRotation| now.automatic && now.period_days == days;
+        days.is_none() || self.rotation.as_ref().is_some_and(kept)
+    }
+
+    /// Refuses a key with which others could do what they should not.
+    pub fn require_policy(&self, wanted: &Value) -> anyhow::Result<()> {
+        let what = match self.has_policy(wanted) {
+            Some(true) => return Ok(()),
+            Some(false) => {
+                "has another policy than these options describe (its own is shown above)"
+            }
+            None => "does not show this caller its policy (kms:GetKeyPolicy)",
+        };
+        let text = format!(
+            "KMS key {} is there and {what}: name the same people as when it was made, or say \
+             --put-policy to give it the policy of these options, or --keep-policy to take it as it is; \
+             nothing was changed",
+            self.head.arn
+        );
+        Err(failure(FAILURE, text))
+    }
+}
