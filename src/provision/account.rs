@@ -183,7 +183,8 @@ impl Account {
                 return Err(refused(operation, subject, fault));
             }
             log::debug!("{subject}: {operation}: {}; asking again", fault.text);
-            std::thread::sleep(jittered(&mut pause));
+            // Who looks more often than that is in more of a hurry here, too.
+            std::thread::sleep(jittered(&mut pause).min(self.pace.poll));
         }
     }
 

@@ -13,5 +13,6 @@ mod certificate;
 mod followed;
 mod ground;
 mod key;
+mod sentences;
 mod stores;
 mod story;

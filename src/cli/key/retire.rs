@@ -84,10 +84,11 @@ pub fn run(args: &RetireArgs) -> anyhow::Result<()> {
     // Only good to know: not everybody may ask, and not every KMS answers.
     let last_used = lifecycle::last_used(&account, arn.as_str()).ok().flatten();
     agree(args, last_used.as_deref())?;
-    args.volume.iter().try_for_each(|dir| forget(dir, &arn, &args.keys))?;
     if key::look(&account, arn.as_str())?.state != "PendingDeletion" {
         lifecycle::disable(&account, arn.as_str())?;
     }
+    // Afterwards: while a volume knows the key, an interrupted run can be made again.
+    args.volume.iter().try_for_each(|dir| forget(dir, &arn, &args.keys))?;
     let deletion_date = args
         .schedule_deletion
         .map(|days| lifecycle::schedule_deletion(&account, arn.as_str(), days))

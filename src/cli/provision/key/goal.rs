@@ -7,7 +7,6 @@ use crate::cli::mount::options::volume_id;
 use crate::cli::output::hex;
 use crate::crypto::random_array;
 use crate::format::VolumeId;
-use crate::keys::aws::classify::Class;
 use crate::provision::account::{Account, Refused};
 use crate::provision::key::{self, Found, Head, Hidden, TAG_REQUEST};
 use crate::provision::lifecycle::{self, NativeRotation};
@@ -72,13 +71,18 @@ impl Search<'_> {
             return Ok(None);
         }
         let tags = match key::tags(self.account, &head.arn) {
-            Err(refused) if refused.class == Class::Denied => return Ok(None),
+            Err(refused) if is_denied(&refused) => return Ok(None),
             tags => tags?,
         };
         let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(self.name);
         let found = Found { head: head.clone(), tags };
         Ok(ours.then(|| marked(found, self.volume)).flatten())
     }
+}
+
+/// It is there, and not for this caller.
+fn is_denied(refused: &Refused) -> bool {
+    refused.code == "AccessDeniedException"
 }
 
 /// A volume, the mark of its key, the key.
@@ -122,12 +126,12 @@ pub struct Present {
 impl Present {
     pub fn of(account: &Account, head: Head, rotation_days: Option<u32>) -> Result<Self, Refused> {
         let policy = match key::policy(account, &head.arn) {
-            Err(refused) if refused.class == Class::Denied => None,
+            Err(refused) if is_denied(&refused) => None,
             policy => serde_json::from_str(&policy?).ok(),
         };
         let rotation = rotation_days.map(|_| lifecycle::rotation(account, &head.arn));
         let rotation = match rotation.transpose() {
-            Err(refused) if refused.class == Class::Denied => None,
+            Err(refused) if is_denied(&refused) => None,
             rotation => rotation?,
         };
         Ok(Self { head, policy, rotation })
