@@ -126,6 +126,8 @@ pub struct Claim {
     pub anchor: String,
 }
 
+const OTHER_REQUEST: &str = "the signing request of another cluster";
+
 /// A certificate for the cluster, by the CA in the directory; whatever is missing is made. A passphrase
 /// is asked for only if something has to be made or signed.
 pub fn ensure_signed(
@@ -136,9 +138,9 @@ pub fn ensure_signed(
 ) -> Result<Claim, CertificateError> {
     check::Request::parse(csr)?;
     files::ensure_dir(&files.dir)?;
-    keep_same(&files.csr(), csr, "the signing request of another cluster")?;
+    keep_same(&files.csr(), csr, OTHER_REQUEST)?;
     if let (Some(signed), Some(anchor)) =
-        (files::read_text(&files.signed())?, files::read_text(&files.anchor())?)
+        (files::read_own(&files.signed())?, files::read_own(&files.anchor())?)
     {
         check::check_external(csr, &signed, &anchor)?;
         return Ok(Claim { signed, anchor });
@@ -152,27 +154,60 @@ pub fn ensure_signed(
     Ok(claim)
 }
 
-/// Keeps what another CA has signed where everything later looks for it.
-pub fn keep_external(files: &Files, csr: &str, claim: &Claim) -> Result<(), CertificateError> {
+/// Could another CA's claim be sent, and be kept afterwards? Keeps what it was made for.
+pub fn check_claim(files: &Files, csr: &str, claim: &Claim) -> Result<(), CertificateError> {
     check::check_external(csr, &claim.signed, &claim.anchor)?;
     files::ensure_dir(&files.dir)?;
-    keep_same(&files.csr(), csr, "the signing request of another cluster")?;
-    keep_same(&files.anchor(), &claim.anchor, "another CA's certificate")?;
-    keep_same(&files.signed(), &claim.signed, "another certificate")?;
+    require_place(files, claim)?;
+    keep_same(&files.csr(), csr, OTHER_REQUEST)
+}
+
+/// Keeps what another CA has signed where everything later looks for it, once AWS has taken it: what
+/// AWS refuses must not be in the way of what it takes.
+pub fn keep_claim(files: &Files, claim: &Claim) -> Result<(), CertificateError> {
+    files::ensure_dir(&files.dir)?;
+    require_place(files, claim)?;
+    for (path, text) in [(files.anchor(), &claim.anchor), (files.signed(), &claim.signed)] {
+        if files::read_own(&path)?.as_ref() != Some(text) {
+            files::replace(&path, text.as_bytes(), PUBLIC)?;
+        }
+    }
+    Ok(())
+}
+
+/// Only what an earlier try for the same request has left may be replaced, and never an own CA.
+fn require_place(files: &Files, claim: &Claim) -> Result<(), CertificateError> {
+    let request = files::read_own(&files.csr())?;
+    let ours = request.map(|csr| check::is_for(&csr, &claim.signed)).transpose()?;
+    if ours == Some(false) {
+        return Err(in_the_way(&files.csr(), OTHER_REQUEST));
+    }
+    let may_go = ours == Some(true) && !files.ca_key().exists();
+    for (path, text, otherwise) in [
+        (files.anchor(), &claim.anchor, "another CA's certificate"),
+        (files.signed(), &claim.signed, "another certificate"),
+    ] {
+        let there = files::read_own(&path)?;
+        if !may_go && there.is_some_and(|there| there.trim() != text.trim()) {
+            return Err(in_the_way(&path, otherwise));
+        }
+    }
     Ok(())
 }
 
 /// Makes a file, or finds it as it would have been made.
 fn keep_same(path: &Path, text: &str, otherwise: &str) -> Result<(), CertificateError> {
-    match files::read_text(path)? {
+    match files::read_own(path)? {
         None => Ok(files::write_new(path, text.as_bytes(), PUBLIC)?),
         Some(there) if there.trim() == text.trim() => Ok(()),
-        Some(_) => {
-            let path = path.display();
-            let text = format!("{path} is {otherwise}: move it away, or use another directory");
-            Err(CertificateError::Other(text))
-        }
+        Some(_) => Err(in_the_way(path, otherwise)),
     }
+}
+
+fn in_the_way(path: &Path, otherwise: &str) -> CertificateError {
+    let path = path.display();
+    let text = format!("{path} is {otherwise}: move it away, or use another directory (--dir)");
+    CertificateError::Other(text)
 }
 
 #[cfg(test)]

@@ -161,6 +161,22 @@ pub fn is_anchor_of(cluster: &str, anchor: &str) -> Result<(), CertificateError>
     cluster.signed_by(&Certificate::parse(ANCHOR, anchor)?)
 }
 
+/// Was this signed for the key of this request?
+pub fn is_for(csr: &str, signed: &str) -> Result<bool, CertificateError> {
+    let request = Request::parse(csr)?;
+    match Certificate::parse(SIGNED, signed)?.is_for(&request) {
+        Ok(()) => Ok(true),
+        Err(CertificateError::OtherKey { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Are these the same certificate, however they are written?
+pub fn is_same(cluster: &str, signed: &str) -> Result<bool, CertificateError> {
+    let cluster = Certificate::parse("the cluster's certificate", cluster)?;
+    Ok(cluster.der == Certificate::parse(SIGNED, signed)?.der)
+}
+
 /// What CloudHSM says of the hardware that made a signing request, PEM.
 #[derive(Debug, Clone, Default)]
 pub struct Hardware {

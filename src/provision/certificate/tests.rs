@@ -214,17 +214,31 @@ fn what_another_ca_signed_is_checked() {
 #[test]
 fn what_another_ca_signed_is_kept() {
     let dir = TempDir::with_prefix("kmsfs-ca-").unwrap();
-    let (files, csr, anchor) = (files(&dir), hsm_csr(), ca("Corporate Root"));
-    let signed = anchor.sign(&named("HSM"), hsm_key());
-    let claim = Claim { signed, anchor: anchor.pem() };
-    keep_external(&files, &csr, &claim).unwrap();
-    keep_external(&files, &csr, &claim).unwrap();
+    let (files, csr) = (files(&dir), hsm_csr());
+    let claim_of = |ca: &Ca| Claim { signed: ca.sign(&named("HSM"), hsm_key()), anchor: ca.pem() };
+    let keep = |files: &Files, claim: &Claim| {
+        check_claim(files, &csr, claim).and_then(|()| keep_claim(files, claim))
+    };
+    let (claim, other) = (claim_of(&ca("Corporate Root")), claim_of(&ca("Another Root")));
+    keep(&files, &claim).unwrap();
+    keep(&files, &claim).unwrap();
     assert_eq!(ensure_signed(&files, "vault", &csr, &mut no_passphrase).unwrap(), claim);
-    let stranger = ca("Another Root");
-    let signed = stranger.sign(&named("HSM"), hsm_key());
-    let other = Claim { signed, anchor: stranger.pem() };
-    let error = keep_external(&files, &csr, &other).unwrap_err().to_string();
-    assert!(error.contains("another CA's"), "{error}");
+    // For the same request another may come, but not in place of an own CA's.
+    keep(&files, &other).unwrap();
+    assert_eq!(ensure_signed(&files, "vault", &csr, &mut no_passphrase).unwrap(), other);
+    files::write_new(&files.ca_key(), b"sealed", files::SECRET).unwrap();
+    let error = keep(&files, &claim).unwrap_err().to_string();
+    assert!(error.contains("customerCA.crt is another CA's certificate"), "{error}");
+    // Neither what came from elsewhere nor another cluster's.
+    let placed = Files::new(dir.path().join("placed"));
+    files::ensure_dir(placed.dir()).unwrap();
+    files::write_new(&placed.anchor(), claim.anchor.as_bytes(), PUBLIC).unwrap();
+    let error = keep(&placed, &other).unwrap_err().to_string();
+    assert!(error.contains("customerCA.crt is another CA's certificate"), "{error}");
+    files::write_new(&placed.csr(), super::tests::csr(&named("HSM:2"), &rsa()).as_bytes(), PUBLIC)
+        .unwrap();
+    let error = keep(&placed, &claim).unwrap_err().to_string();
+    assert!(error.contains("the signing request of another cluster"), "{error}");
 }
 
 #[test]
