@@ -61,7 +61,7 @@ struct ClusterOptions {
     /// The cluster's id; without it the one that is tagged with the deployment's name
     #[arg(long, value_name = "ID")]
     cluster: Option<String>,
-    /// The directory of certificates and passwords (default: kmsfs-NAME in the current directory)
+    /// The directory of certificates, passwords and marks of what is being made (default: kmsfs-NAME in the current directory)
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

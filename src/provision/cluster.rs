@@ -1,16 +1,17 @@
-//! CloudHSM clusters and the HSMs in them.
+//! CloudHSM clusters.
 //!
 //! Neither CreateCluster nor CreateHsm can be repeated safely, and each HSM is paid for by the hour: so
-//! first is looked, always, and a lost answer is followed by another look.
+//! first is looked, always, and a lost answer or a run that was killed is followed by another look.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Instant;
 
 use aws_sdk_cloudhsmv2::types;
 use serde::Serialize;
 
 use super::account::{Account, Refused};
-use super::once::once;
+use super::intent::Intent;
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -221,7 +222,7 @@ fn pair((zone, subnet): (&String, &String)) -> (String, String) {
     (zone.clone(), subnet.clone())
 }
 
-fn because(message: Option<&str>) -> String {
+pub(super) fn because(message: Option<&str>) -> String {
     message.map_or_else(String::new, |message| format!(" ({message})"))
 }
 
@@ -330,12 +331,14 @@ pub fn get(account: &Account, id: &str) -> Result<ClusterFacts, Refused> {
     })
 }
 
-/// The cluster, made if it is not there; it has subnets in two zones and is at least `UNINITIALIZED`.
+/// The cluster, made if it is not there, with a mark in the directory; it has subnets in two zones and is at least `UNINITIALIZED`.
 pub fn ensure_cluster(
     account: &Account,
     wish: &ClusterWish,
+    dir: &Path,
     teller: &dyn Teller,
 ) -> Result<ClusterFacts, Refused> {
+    let intent = Intent::of(dir, &format!("a cluster for deployment {}", wish.name));
     let found = match &wish.id {
         Some(id) => Some(get(account, id)?),
         None => find(account, Sought::Name(&wish.name))?,
@@ -347,16 +350,14 @@ pub fn ensure_cluster(
         }
         None => {
             wish.check()?;
-            let made = once(
-                account,
-                || create(account, wish),
-                || find(account, Sought::Name(&wish.name)),
-            )?;
+            let by_name = || find(account, Sought::Name(&wish.name));
+            let made = intent.once(account, teller, || create(account, wish), by_name)?;
             teller.done(&format!("cluster {} is being made", made.id));
             made.id
         }
     };
     let cluster = await_made(account, &id, teller)?;
+    intent.end();
     cluster.require_zones()?;
     teller.done(&format!("cluster {id} is there, {}", cluster.state));
     Ok(cluster)
@@ -419,119 +420,12 @@ fn await_made(account: &Account, id: &str, teller: &dyn Teller) -> Result<Cluste
     })
 }
 
-/// Sees to it that HSMs work in so many (1 or 2) Availability Zones; of a cluster that is not claimed
-/// yet, there is a certificate request then, too.
-pub fn ensure_hsm(
-    account: &Account,
-    cluster: &str,
-    number: usize,
-    teller: &dyn Teller,
-) -> Result<ClusterFacts, Refused> {
-    // While a cluster changes, it takes no HSM.
-    let what = format!("cluster {cluster}");
-    let facts = account.wait(&what, teller, || {
-        let facts = get(account, cluster)?;
-        facts.require_healthy()?;
-        let busy = facts.state.ends_with("_IN_PROGRESS") && occupied(&facts).len() < number;
-        Ok(if busy { Err(facts.state) } else { Ok(facts) })
-    })?;
-    if occupied(&facts).len() < number {
-        let zone = free_zone(&facts, number)?;
-        once(account, || create_hsm(account, cluster, &zone), || look(account, cluster, number))?;
-        teller.done(&format!("HSM {number} of cluster {cluster} is being made in {zone}"));
-    }
-    let facts = await_hsms(account, cluster, number, teller)?;
-    teller.done(&format!("cluster {cluster} has HSMs in {} zones", facts.active_zones().len()));
-    Ok(facts)
-}
-
-/// Zones with an HSM, whatever its state.
-fn occupied(cluster: &ClusterFacts) -> BTreeSet<&str> {
-    cluster.hsms.iter().map(|hsm| hsm.zone.as_str()).collect()
-}
-
-fn free_zone(cluster: &ClusterFacts, number: usize) -> Result<String, Refused> {
-    let occupied = occupied(cluster);
-    let mut free = cluster.zones.keys().filter(|zone| !occupied.contains(zone.as_str()));
-    free.next().cloned().ok_or_else(|| match cluster.require_zones() {
-        Err(refused) => refused,
-        Ok(()) => {
-            let text = format!("cluster {} has no Availability Zone for HSM {number}", cluster.id);
-            Refused::here(Class::Misconfigured, text)
-        }
-    })
-}
-
-fn look(account: &Account, cluster: &str, number: usize) -> Result<Option<()>, Refused> {
-    let facts = get(account, cluster)?;
-    Ok((occupied(&facts).len() >= number).then_some(()))
-}
-
-fn create_hsm(account: &Account, cluster: &str, zone: &str) -> Result<(), Refused> {
-    let subject = format!("an HSM of cluster {cluster} in {zone}");
-    let (cluster, zone) = (cluster.to_owned(), zone.to_owned());
-    account.make("CreateHsm", &subject, move |clients| {
-        let request = clients.cloudhsm.create_hsm().cluster_id(&cluster).availability_zone(&zone);
-        async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
-    })
-}
-
-/// Waits until HSMs work in so many zones.
-fn await_hsms(
-    account: &Account,
-    cluster: &str,
-    number: usize,
-    teller: &dyn Teller,
-) -> Result<ClusterFacts, Refused> {
-    let started = Instant::now();
-    let what = match number {
-        1 => format!("an HSM of cluster {cluster}"),
-        _ => format!("HSMs of cluster {cluster} in {number} zones"),
-    };
-    account.wait(&what, teller, || {
-        let facts = get(account, cluster)?;
-        facts.require_healthy()?;
-        if facts.active_zones().len() < number {
-            if let Some(hsm) = facts.hsms.iter().find(|hsm| hsm.state == "DEGRADED") {
-                return Err(degraded(cluster, hsm));
-            }
-            if occupied(&facts).len() < number && started.elapsed() >= account.pace.settling {
-                return Err(vanished(&facts));
-            }
-            let coming = facts.hsms.iter().find(|hsm| hsm.state != "ACTIVE");
-            return Ok(Err(coming.map_or_else(|| "new".to_owned(), |hsm| hsm.state.clone())));
-        }
-        let lacks_request = facts.state == "UNINITIALIZED" && facts.csr.is_none();
-        Ok(if lacks_request { Err("without certificate request".to_owned()) } else { Ok(facts) })
-    })
-}
-
-fn degraded(cluster: &str, hsm: &HsmFacts) -> Refused {
-    let (id, why) = (&hsm.id, because(hsm.state_message.as_deref()));
-    let text = format!(
-        "HSM {id} of cluster {cluster} is DEGRADED{why}; if AWS does not replace it by itself, delete \
-         it (`aws cloudhsmv2 delete-hsm --cluster-id {cluster} --hsm-id {id}`) while another one \
-         works, and run the same command again"
-    );
-    Refused::here(Class::Misconfigured, text)
-}
-
-fn vanished(cluster: &ClusterFacts) -> Refused {
-    let why = because(cluster.state_message.as_deref());
-    let text = format!(
-        "an HSM of cluster {} was asked for and is not there{why}; see that its subnets have free \
-         addresses, and run the same command again",
-        cluster.id
-    );
-    Refused::here(Class::Misconfigured, text)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A cluster with subnets and HSMs in these zones.
-    fn cluster(zones: &[&str], hsms: &[&str]) -> ClusterFacts {
+    pub fn cluster(zones: &[&str], hsms: &[&str]) -> ClusterFacts {
         let hsm = |zone: &&str| HsmFacts {
             id: format!("hsm-{zone}"),
             zone: (*zone).to_owned(),
@@ -558,15 +452,6 @@ mod tests {
     }
 
     #[test]
-    fn the_second_hsm_goes_into_another_zone() {
-        assert_eq!(free_zone(&cluster(&["a", "b"], &[]), 1).as_deref(), Ok("a"));
-        assert_eq!(free_zone(&cluster(&["a", "b"], &["a"]), 2).as_deref(), Ok("b"));
-        assert_eq!(free_zone(&cluster(&["a", "b"], &["b", "b"]), 2).as_deref(), Ok("a"));
-        let refused = free_zone(&cluster(&["a"], &["a"]), 2).unwrap_err();
-        assert!(refused.sentence.contains("subnets in a only"), "{refused}");
-    }
-
-    #[test]
     fn what_aws_says_of_a_cluster_is_passed_on() {
         let mut sick = cluster(&["a", "b"], &["a"]);
         sick.state_message = Some("one HSM is unreachable".to_owned());
@@ -576,9 +461,6 @@ mod tests {
             let refused = sick.require_healthy().unwrap_err();
             assert!(refused.sentence.contains("(one HSM is unreachable)"), "{refused}");
         }
-        let mut hsm = sick.hsms.remove(0);
-        hsm.state_message = Some("tampered with".to_owned());
-        assert!(degraded("cluster-a", &hsm).sentence.contains("(tampered with)"));
     }
 
     #[test]

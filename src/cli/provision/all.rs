@@ -22,7 +22,8 @@ use crate::keys::prices::KEY_PER_MONTH;
 use crate::provision::account::Account;
 use crate::provision::activate::Activation;
 use crate::provision::certificate::Files;
-use crate::provision::cluster::{self, ClusterFacts, ZONES, ensure_cluster, ensure_hsm};
+use crate::provision::cluster::{self, ClusterFacts, ZONES, ensure_cluster};
+use crate::provision::hsm::ensure_hsm;
 use crate::provision::initialize::{Source, certify, describe};
 use crate::provision::key::Origin;
 use crate::provision::key_store::{self, Sought, StoreFacts};
@@ -206,7 +207,7 @@ impl Work<'_> {
         let id = args.cluster_of(self.store.as_ref());
         let wish = args.new.wish(name, id.as_deref(), &args.key.tag);
         let before = cluster::find(self.account, cluster::Sought::new(name, id.as_deref()))?;
-        let facts = ensure_cluster(self.account, &wish, &Screen::new())?;
+        let facts = ensure_cluster(self.account, &wish, self.files.dir(), &Screen::new())?;
         facts.require_healthy()?;
         self.report.done("cluster", before.is_none(), &facts.id);
         Ok(facts.id)
@@ -215,7 +216,7 @@ impl Work<'_> {
     fn hsms(&mut self, step: &'static str, cluster: &str, number: usize) -> anyhow::Result<()> {
         let working = |facts: &ClusterFacts| facts.active_zones().len();
         let before = cluster::get(self.account, cluster)?;
-        let facts = ensure_hsm(self.account, cluster, number, &Screen::new())?;
+        let facts = ensure_hsm(self.account, cluster, number, self.files.dir(), &Screen::new())?;
         let zones: Vec<&str> = facts.active_zones().into_iter().collect();
         self.report.done(step, working(&before) < number, &zones.join(", "));
         Ok(())

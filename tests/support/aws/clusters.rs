@@ -75,6 +75,8 @@ pub struct Hsm {
     pub ip: String,
     /// How it stands.
     pub state: Moving,
+    /// Made while DescribeClusters lagged.
+    pub unseen: bool,
 }
 
 /// A user inside a cluster.
@@ -124,6 +126,8 @@ pub struct Cluster {
     pub users: BTreeMap<String, User>,
     /// Tags.
     pub tags: BTreeMap<String, String>,
+    /// Made while DescribeClusters lagged.
+    pub unseen: bool,
 }
 
 impl Cluster {
@@ -243,6 +247,15 @@ impl World {
         }
     }
 
+    /// Whether DescribeClusters leaves out what is made from now on.
+    pub fn lag_clusters(&mut self, on: bool) {
+        self.switches.clusters_lag = on;
+        for cluster in self.clusters.values_mut() {
+            cluster.unseen = false;
+            cluster.hsms.iter_mut().for_each(|hsm| hsm.unseen = false);
+        }
+    }
+
     /// Adds a cluster that is being created.
     pub fn add_cluster(&mut self, mode: &str, subnets: BTreeMap<String, String>) -> &mut Cluster {
         let id = fresh_id("cluster");
@@ -267,13 +280,14 @@ impl World {
             claim: None,
             users: BTreeMap::new(),
             tags: BTreeMap::new(),
+            unseen: self.switches.clusters_lag,
         };
         self.clusters.entry(id).or_insert(cluster)
     }
 
     /// Adds an HSM that is being created.
     pub fn add_hsm(&mut self, cluster: &str, zone: &str, ip: Option<&str>) -> Value {
-        let time = self.switches.hsm;
+        let (time, unseen) = (self.switches.hsm, self.switches.clusters_lag);
         self.next_ip += 1;
         let address = format!("10.0.{}.{}", self.next_ip / 250, 4 + self.next_ip % 250);
         let cluster = self.clusters.get_mut(cluster).unwrap();
@@ -286,6 +300,7 @@ impl World {
             eni: format!("eni-{}", &data_encoding::HEXLOWER.encode(&random::<9>())[..17]),
             ip: ip.map_or(address, str::to_owned),
             state,
+            unseen,
         };
         let shown = cluster.show_hsm(&hsm);
         cluster.hsms.push(hsm);

@@ -29,6 +29,7 @@
 //! | `connect_ms` | how long ConnectCustomKeyStore and DisconnectCustomKeyStore take |
 //! | `clock_s` | by how many seconds the service's clock is ahead; beyond 300 it refuses signatures |
 //! | `cluster_ms`, `hsm_ms` | how long clusters and HSMs take to get anywhere |
+//! | `clusters_lag` | true: DescribeClusters leaves out clusters and HSMs made from now on; false: no longer |
 //! | `stores_max`, `clusters_max`, `hsms_max` | limits of the account |
 //! | `create_cluster` | `{"hsms": n}`: a cluster that is claimed and active; its administrator has the password `administrator1` |
 //! | `activate` | `{"cluster": …, "password": …}`: gives a claimed cluster its administrator |

@@ -194,6 +194,11 @@ impl FakeAws {
         (world.switches.cluster, world.switches.hsm) = (cluster, hsm);
     }
 
+    /// Whether DescribeClusters leaves out what is made from now on.
+    pub fn lag_clusters(&self, on: bool) {
+        self.shared.world.lock().lag_clusters(on);
+    }
+
     /// How many custom key stores, clusters and HSMs the account may have.
     pub fn set_limits(&self, stores: usize, clusters: usize, hsms: usize) {
         let mut world = self.shared.world.lock();
