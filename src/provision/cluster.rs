@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::account::{Account, Refused};
 use super::intent::Intent;
+use super::shell::quoted;
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -20,9 +21,15 @@ use crate::keys::aws::fault;
 pub const HSM_TYPE: &str = "hsm2m.medium";
 /// Days that backups may be kept.
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 7..=379;
+/// Days that backups are kept unless somebody says otherwise.
+pub const RETENTION_USUAL: u16 = 90;
 /// Availability Zones a key store needs HSMs in.
 pub const ZONES: usize = 2;
 
+/// What new clusters are made in.
+const MODE: types::ClusterMode = types::ClusterMode::Fips;
+/// KMS does not reach clusters over IPv6.
+const NETWORK: types::NetworkType = types::NetworkType::Ipv4;
 /// Most subnets of a cluster.
 const SUBNETS_MAX: usize = 10;
 /// Most tags of a cluster; one is ours.
@@ -35,8 +42,8 @@ pub struct ClusterWish {
     pub name: String,
     /// Subnets in at least two Availability Zones; needed only if the cluster is not there yet.
     pub subnets: Vec<String>,
-    /// Days that backups are kept.
-    pub retention_days: u16,
+    /// Days that backups are kept, if that is said; a new cluster keeps them for [`RETENTION_USUAL`].
+    pub retention_days: Option<u16>,
     /// Further tags.
     pub tags: Vec<(String, String)>,
     /// A cluster that is there already, whatever its tags say.
@@ -68,6 +75,12 @@ pub struct ClusterFacts {
     pub state: String,
     /// Why, if AWS says.
     pub state_message: Option<String>,
+    /// What cannot be changed, as far as AWS says it.
+    pub kind: Kind,
+    /// Days that backups are kept.
+    pub retention_days: Option<String>,
+    /// All its tags.
+    pub tags: BTreeMap<String, String>,
     /// The VPC.
     pub vpc: String,
     /// The security group that its HSMs and clients share.
@@ -84,6 +97,17 @@ pub struct ClusterFacts {
     pub created: Option<i64>,
     /// The deployment it is tagged with.
     pub deployment: Option<String>,
+}
+
+/// What a cluster is from its beginning on.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Kind {
+    /// `hsm2m.medium`, ….
+    pub hsm_type: Option<String>,
+    /// `FIPS` or `NON_FIPS`.
+    pub mode: Option<String>,
+    /// `IPV4` or `DUALSTACK`.
+    pub network: Option<String>,
 }
 
 /// One HSM.
@@ -129,6 +153,13 @@ impl ClusterFacts {
             id: text(cluster.cluster_id()).unwrap_or_default(),
             state: text(cluster.state().map(|state| state.as_str())).unwrap_or_default(),
             state_message: text(cluster.state_message()),
+            kind: Kind {
+                hsm_type: text(cluster.hsm_type()),
+                mode: text(cluster.mode().map(|mode| mode.as_str())),
+                network: text(cluster.network_type().map(|network| network.as_str())),
+            },
+            retention_days: text(cluster.backup_retention_policy().and_then(|kept| kept.value())),
+            tags: tags.iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned())).collect(),
             vpc: text(cluster.vpc_id()).unwrap_or_default(),
             security_group: text(cluster.security_group()),
             zones: cluster.subnet_mapping().into_iter().flatten().map(pair).collect(),
@@ -203,6 +234,56 @@ impl ClusterFacts {
         Err(Refused::here(Class::Misconfigured, text))
     }
 
+    /// Refuses one of another kind than we make.
+    fn require_kind(&self) -> Result<(), Refused> {
+        let Kind { hsm_type, mode, network } = &self.kind;
+        let all = [
+            ("HSM type", hsm_type, HSM_TYPE),
+            ("mode", mode, MODE.as_str()),
+            ("network type", network, NETWORK.as_str()),
+        ];
+        for (what, has, wanted) in all {
+            if let Some(has) = has.as_deref().filter(|has| *has != wanted) {
+                let id = &self.id;
+                let text = format!(
+                    "cluster {id} exists with {what} {has}, while {wanted} is wanted, and that cannot \
+                     be changed from here: name another cluster with --cluster, make one of another \
+                     deployment with --name, or, if nothing in it is needed, delete it (`aws \
+                     cloudhsmv2 delete-cluster --cluster-id {id}`) and run this again"
+                );
+                return Err(Refused::here(Class::Misconfigured, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is otherwise than asked for but may stay so, each with the command that changes it.
+    fn differences(&self, wish: &ClusterWish) -> Vec<String> {
+        let id = &self.id;
+        let wanted = wish.retention_days.map(|days| days.to_string());
+        let kept = wanted.filter(|days| self.retention_days.as_ref() != Some(days)).map(|days| {
+            let has = self.retention_days.as_deref().unwrap_or("unknown");
+            format!(
+                "cluster {id} keeps backups for {has} days, not {days}, and stays so; to change it: aws \
+                 cloudhsmv2 modify-cluster --cluster-id {id} --backup-retention-policy \
+                 Type=DAYS,Value={days}"
+            )
+        });
+        let other = wish.tags.iter().filter(|(key, value)| self.tags.get(key) != Some(value));
+        let other = other.map(|(key, value)| {
+            let has = match self.tags.get(key) {
+                Some(has) => format!("has the tag {key}={has}, not {key}={value}"),
+                None => format!("has no tag {key}"),
+            };
+            let tag = quoted(&format!("Key={key},Value={value}"));
+            format!(
+                "cluster {id} {has}, and stays so; to change it: aws cloudhsmv2 tag-resource \
+                 --resource-id {id} --tag-list {tag}"
+            )
+        });
+        kept.into_iter().chain(other).collect()
+    }
+
     /// Refuses subnets it does not have.
     fn require_subnets(&self, wanted: &[String]) -> Result<(), Refused> {
         let has = |subnet: &&String| self.zones.values().any(|have| have == *subnet);
@@ -255,7 +336,7 @@ impl ClusterWish {
         if self.subnets.len() > SUBNETS_MAX {
             return bad(format!("a cluster has at most {SUBNETS_MAX} subnets"));
         }
-        if !RETENTION_DAYS.contains(&self.retention_days) {
+        if self.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
             let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
             return bad(format!("CloudHSM keeps backups for {least} to {most} days"));
         }
@@ -345,7 +426,9 @@ pub fn ensure_cluster(
     };
     let id = match found {
         Some(cluster) => {
+            cluster.require_kind()?;
             cluster.require_subnets(&wish.subnets)?;
+            cluster.differences(wish).iter().for_each(|line| teller.done(line));
             cluster.id
         }
         None => {
@@ -371,13 +454,12 @@ fn create(account: &Account, wish: &ClusterWish) -> Result<ClusterFacts, Refused
             .cloudhsm
             .create_cluster()
             .hsm_type(HSM_TYPE)
-            .mode(types::ClusterMode::Fips)
-            // KMS does not reach clusters over IPv6.
-            .network_type(types::NetworkType::Ipv4)
+            .mode(MODE)
+            .network_type(NETWORK)
             .backup_retention_policy(
                 types::BackupRetentionPolicy::builder()
                     .r#type(types::BackupRetentionType::Days)
-                    .value(wish.retention_days.to_string())
+                    .value(wish.retention_days.unwrap_or(RETENTION_USUAL).to_string())
                     .build(),
             )
             .set_subnet_ids(Some(wish.subnets.clone()));
@@ -437,6 +519,9 @@ pub(super) mod tests {
             id: "cluster-a".to_owned(),
             state: "ACTIVE".to_owned(),
             state_message: None,
+            kind: Kind::default(),
+            retention_days: None,
+            tags: BTreeMap::new(),
             vpc: "vpc-a".to_owned(),
             security_group: None,
             zones: zones
@@ -468,7 +553,7 @@ pub(super) mod tests {
         let wish = |subnets: &[&str], retention_days: u16, tag: &str| ClusterWish {
             name: "n".to_owned(),
             subnets: subnets.iter().map(|id| (*id).to_owned()).collect(),
-            retention_days,
+            retention_days: Some(retention_days),
             tags: vec![(tag.to_owned(), String::new())],
             id: None,
         };

@@ -9,6 +9,7 @@ mod all;
 #[path = "../kms/bed.rs"]
 mod bed;
 mod certificate;
+mod existing;
 mod followed;
 mod ground;
 mod key;

@@ -40,10 +40,9 @@ pub struct NewCluster {
     /// A private subnet for HSMs; at least two, in different Availability Zones of one VPC
     #[arg(long, value_name = "ID")]
     subnet: Vec<String>,
-    /// Days that CloudHSM keeps backups (7 to 379)
-    #[arg(long, value_name = "DAYS", default_value_t = 90,
-          value_parser = clap::value_parser!(u16).range(7..=379))]
-    retention: u16,
+    /// Days that CloudHSM keeps backups (7 to 379) [default of a new cluster: 90]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(7..=379))]
+    retention: Option<u16>,
 }
 
 impl NewCluster {

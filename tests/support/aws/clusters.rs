@@ -94,6 +94,8 @@ pub struct User {
 pub struct Cluster {
     /// `cluster-…`.
     pub id: String,
+    /// Type of its HSMs.
+    pub kind: String,
     /// `FIPS` or `NON_FIPS`.
     pub mode: String,
     /// `IPV4` or `DUALSTACK`.
@@ -187,7 +189,7 @@ impl Cluster {
             certificates["ClusterCertificate"] = json!(certificate);
         }
         let mut value = json!({
-            "ClusterId": self.id, "State": self.state.state, "HsmType": "hsm2m.medium",
+            "ClusterId": self.id, "State": self.state.state, "HsmType": self.kind,
             "Mode": self.mode, "NetworkType": self.network, "VpcId": self.vpc,
             "SubnetMapping": self.subnets, "SecurityGroup": self.group,
             "BackupPolicy": "DEFAULT", "CreateTimestamp": self.created,
@@ -206,7 +208,7 @@ impl Cluster {
         json!({
             "ClusterId": self.id, "HsmId": hsm.id, "AvailabilityZone": hsm.zone,
             "SubnetId": hsm.subnet, "EniId": hsm.eni, "EniIp": hsm.ip,
-            "State": hsm.state.state, "HsmType": "hsm2m.medium",
+            "State": hsm.state.state, "HsmType": self.kind,
         })
     }
 }
@@ -264,6 +266,7 @@ impl World {
         state.go("CREATE_IN_PROGRESS", "UNINITIALIZED", self.switches.cluster);
         let cluster = Cluster {
             id: id.clone(),
+            kind: "hsm2m.medium".to_owned(),
             mode: mode.to_owned(),
             network: "IPV4".to_owned(),
             vpc: vpc.map(|(_, vpc)| vpc.clone()).unwrap_or_default(),

@@ -35,7 +35,7 @@
 //! | `activate` | `{"cluster": …, "password": …}`: gives a claimed cluster its administrator |
 //! | `hsm_user` | `{"cluster": …, "username": …, "role": …, "password": …, "locked": bool, "delete": bool, "admin": …}`: makes or changes a user in a cluster; with `admin` that must be the administrator's password |
 //! | `hsm_users` | id of a cluster: its users |
-//! | `cluster` | `{"id": …, "state": …, "hsm": {"id": …, "state": …}, "spoil": …}` |
+//! | `cluster` | `{"id": …, "state": …, "hsm": {"id": …, "state": …}, "type": …, "spoil": …}` |
 //! | `spoil` | what is wrong with the certificates of new clusters: `aws`, `manufacturer` (issuer of the hardware's), `hsm` (issuer of the HSM's), `key` (not the CSR's); null: nothing |
 //! | `subnet` | `{"id": …, "zone": …, "vpc": …}`: one more subnet |
 //! | `create_key`, `create_store` | `{"origin": …, "store": …, "multi_region": …}`, `{"name": …, "type": …}` |

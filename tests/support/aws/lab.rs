@@ -150,6 +150,9 @@ fn change_cluster(world: &mut World, value: &Value) -> Result<(), String> {
             hsm.state = known(&HSM_STATES, state)?;
         }
     }
+    if let Some(kind) = value["type"].as_str() {
+        cluster.kind = kind.to_owned();
+    }
     if let Some(what) = value.get("spoil") {
         cluster.spoil = what.as_str().and_then(Spoil::parse);
         if let Some(identity) = &mut cluster.identity {
