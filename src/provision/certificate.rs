@@ -7,6 +7,7 @@
 mod authority;
 pub mod check;
 mod der;
+pub mod proof;
 
 pub use authority::{Authority, sign};
 
@@ -50,6 +51,21 @@ pub enum CertificateError {
         what: String,
         /// Whose key was expected.
         than: String,
+    },
+    /// For somebody else.
+    #[error(
+        "{what} has the subject {has:?}, but {than} has {wanted:?}; have it signed with its subject \
+         unchanged"
+    )]
+    OtherSubject {
+        /// Which certificate.
+        what: String,
+        /// Its subject.
+        has: String,
+        /// What says otherwise.
+        than: String,
+        /// The subject there.
+        wanted: String,
     },
     /// Everything else, as a sentence.
     #[error("{0}")]
@@ -111,6 +127,11 @@ impl Files {
         self.dir.join("cluster.csr")
     }
 
+    /// How far the hardware has proved itself.
+    pub fn proof(&self) -> PathBuf {
+        self.dir.join("hardware-proof")
+    }
+
     /// The cluster's certificate.
     pub fn signed(&self) -> PathBuf {
         self.dir.join("cluster.crt")
@@ -127,6 +148,13 @@ pub struct Claim {
 }
 
 const OTHER_REQUEST: &str = "the signing request of another cluster";
+
+impl Claim {
+    /// With the certificate of this public key alone.
+    pub fn of_key(self, key: &[u8]) -> Result<Self, CertificateError> {
+        Ok(Self { signed: check::leaf(&self.signed, key)?, anchor: self.anchor })
+    }
+}
 
 /// A certificate for the cluster, by the CA in the directory; whatever is missing is made. A passphrase
 /// is asked for only if something has to be made or signed.
@@ -154,12 +182,15 @@ pub fn ensure_signed(
     Ok(claim)
 }
 
-/// Could another CA's claim be sent, and be kept afterwards? Keeps what it was made for.
-pub fn check_claim(files: &Files, csr: &str, claim: &Claim) -> Result<(), CertificateError> {
+/// Could another CA's claim be sent, and be kept afterwards? As CloudHSM takes it: without the other
+/// certificates of a chain. Keeps what it was made for.
+pub fn check_claim(files: &Files, csr: &str, claim: Claim) -> Result<Claim, CertificateError> {
+    let claim = claim.of_key(&check::Request::parse(csr)?.key()?)?;
     check::check_external(csr, &claim.signed, &claim.anchor)?;
     files::ensure_dir(&files.dir)?;
-    require_place(files, claim)?;
-    keep_same(&files.csr(), csr, OTHER_REQUEST)
+    require_place(files, &claim)?;
+    keep_same(&files.csr(), csr, OTHER_REQUEST)?;
+    Ok(claim)
 }
 
 /// Keeps what another CA has signed where everything later looks for it, once AWS has taken it: what

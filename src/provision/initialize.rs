@@ -2,10 +2,10 @@
 
 use super::account::{Account, Refused};
 use super::certificate::check::{
-    Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of, is_same,
+    self, Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of,
 };
 use super::certificate::{
-    AskPassphrase, CertificateError, Claim, Files, check_claim, ensure_signed, keep_claim,
+    AskPassphrase, CertificateError, Claim, Files, check_claim, ensure_signed, keep_claim, proof,
 };
 use super::cluster::{self, ClusterFacts, Sought};
 use super::files::read_own;
@@ -260,7 +260,7 @@ pub enum Source<'a, 'b> {
 pub struct Certified {
     /// The cluster was claimed before.
     pub was_claimed: bool,
-    /// Whose root the hardware's certificates were followed to.
+    /// Whose root the hardware's certificates were followed to, now or before.
     pub hardware: Checked,
 }
 
@@ -277,8 +277,7 @@ pub fn certify(
     let wrong = |e: CertificateError| {
         Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id))
     };
-    let mut done = Certified { was_claimed: true, hardware: Checked::default() };
-    let mut external = None;
+    let (mut was_claimed, mut external) = (true, None);
     // Of one that is being made there is no request yet, and that is said below.
     if seen.is_claimed() || seen.state == ClusterState::InitializeInProgress {
         await_initialized(account, &seen.id, teller)?;
@@ -286,49 +285,55 @@ pub fn certify(
             external = Some(claim);
         }
     } else {
+        was_claimed = false;
+        prove(seen, files, roots)?;
         let csr = seen.request()?;
-        done = Certified { was_claimed: false, hardware: prove(seen, csr, roots)? };
         let claim = match source {
             Source::Own { name, ask } => ensure_signed(files, name, csr, ask).map_err(wrong)?,
             Source::External(claim) => {
-                check_claim(files, csr, &claim).map_err(wrong)?;
-                external.insert(claim).clone()
+                external.insert(check_claim(files, csr, claim).map_err(wrong)?).clone()
             }
         };
         ensure_initialized(account, &seen.id, csr, &claim.signed, &claim.anchor, teller)?;
     }
     let seen = describe(account, &seen.id)?;
     if let Some(claim) = external {
-        keep_taken(&seen, files, &claim).map_err(wrong)?;
+        keep_taken(&seen, files, claim).map_err(wrong)?;
     }
     check_anchor(&seen, files).map_err(wrong)?;
-    Ok(done)
+    let hardware = proof::recorded(files, None, seen.certificate.as_deref()).map_err(wrong)?;
+    Ok(Certified { was_claimed, hardware })
 }
 
-/// Follows the hardware's chains to the roots that are given.
-fn prove(seen: &Seen, csr: &str, roots: &Roots) -> Result<Checked, Refused> {
-    check_hardware(csr, &seen.hardware, roots).map_err(|e| {
+/// Follows the hardware's chains to the roots that are given, and keeps which; all that were ever.
+pub fn prove(seen: &Seen, files: &Files, roots: &Roots) -> Result<Checked, Refused> {
+    let csr = seen.request()?;
+    let now = check_hardware(csr, &seen.hardware, roots).map_err(|e| {
         let text = format!(
             "cluster {}: its hardware does not prove itself: {e}; nothing was initialized. Check \
              the root certificates, and do not use this cluster otherwise",
             seen.id
         );
         Refused::here(Class::Tampered, text)
-    })
+    })?;
+    proof::record(files, csr, now)
+        .map_err(|e| Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id)))
 }
 
 /// Keeps another CA's claim if it is what the cluster was claimed with; the run that sent it may have
 /// been killed before it could.
-fn keep_taken(seen: &Seen, files: &Files, claim: &Claim) -> Result<(), CertificateError> {
+fn keep_taken(seen: &Seen, files: &Files, mut claim: Claim) -> Result<(), CertificateError> {
     if let Some(taken) = &seen.certificate {
-        if !is_same(taken, &claim.signed)? {
+        claim =
+            claim.of_key(&check::Certificate::parse("the cluster's certificate", taken)?.key()?)?;
+        if !check::is_same(taken, &claim.signed)? {
             let text = "it was initialized with another certificate than --signed-cert; name that \
                         one, or leave --signed-cert and --trust-anchor out";
             return Err(CertificateError::Other(text.to_owned()));
         }
         is_anchor_of(taken, &claim.anchor)?;
     }
-    keep_claim(files, claim)
+    keep_claim(files, &claim)
 }
 
 /// The trust anchor in the directory, if there is one, must be the cluster's: activation and the key

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::aws::{Effect, Fault, Rule, Spoil, pki};
 use super::ground::{Ground, answered, refused, said, text, until, without_terminal};
 
@@ -123,6 +125,9 @@ fn spoilt_hardware_is_refused_in_time() {
         ground.fake.spoil_certificates(Some(spoil));
         let error = refused(&mut ground.certificate(&roots));
         assert!(error.contains(why) && error.contains("nothing was initialized"), "{error}");
+        let error =
+            refused(&mut ground.certificate(&[&roots[..], &["--csr-out", "a.csr"]].concat()));
+        assert!(error.contains(why) && !ground.path("a.csr").exists(), "{error}");
         assert_eq!(ground.state(&id), "UNINITIALIZED");
     }
     assert!(!ground.path("kmsfs-kmsfs").exists());
@@ -131,6 +136,34 @@ fn spoilt_hardware_is_refused_in_time() {
     assert_eq!(report["hardware_checked"]["aws"], true);
     assert_eq!(report["hardware_checked"]["manufacturer"], true);
     assert_eq!(ground.state(&id), "INITIALIZED");
+    // It is known later, too.
+    let told = said(&mut ground.certificate(&[]));
+    assert!(told.contains("checked: AWS and the manufacturer vouch for it"), "{told}");
+}
+
+#[test]
+fn hardware_is_checked_before_another_ca_signs() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    let (aws, _) = ground.fake.hardware_roots();
+    let aws = ground.write("aws.crt", &aws);
+    let report = answered(&mut ground.certificate(&["--csr-out", "a.csr"]));
+    assert_eq!(report["hardware_checked"], json!({ "aws": false, "manufacturer": false }));
+    let roots = ["--csr-out", "a.csr", "--aws-hardware-root", &aws];
+    let told = said(&mut ground.certificate(&roots));
+    assert!(told.contains("AWS vouches for it; not checked against the manufacturer's"), "{told}");
+    // A file with the whole chain; the root's certificate in it is not the cluster's.
+    let (anchor, signed) = pki::sign_as_customer(&ground.read("a.csr"));
+    let chain = ground.write("chain.crt", &format!("{anchor}{signed}"));
+    let anchor = ground.write("root.crt", &anchor);
+    let claim = ["--signed-cert", &chain, "--trust-anchor", &anchor];
+    for was_initialized in [false, true] {
+        let report = answered(&mut ground.certificate(&claim));
+        assert_eq!(report["was_initialized"], was_initialized);
+        assert_eq!(report["hardware_checked"], json!({ "aws": true, "manufacturer": false }));
+    }
+    assert_eq!(ground.state(&id), "INITIALIZED");
+    assert_eq!(ground.read("kmsfs-kmsfs/cluster.crt").trim(), signed.trim());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::account::AccountOptions;
 use super::activate::ToolOptions;
-use super::certificate::{FOR_OTHERS, SigningOptions, hardware, write_request};
+use super::certificate::{FOR_OTHERS, SigningOptions, hardware_words, request_for_others};
 use super::cluster::NewCluster;
 use super::key::{self, Draft, KeyOptions, Place, confirm};
 use super::key_store::{StoreOptions, Wanted};
@@ -225,8 +225,9 @@ impl Work<'_> {
     fn certificate(&mut self, cluster: &str) -> anyhow::Result<()> {
         let signing = &self.args.signing;
         let seen = describe(self.account, cluster).map_err(refused)?;
-        if let (Some(path), true) = (signing.request_for_others(), seen.csr.is_some()) {
-            write_request(&seen, path)?;
+        let roots = signing.roots()?;
+        if let (Some(path), true) = (signing.csr_out(), seen.csr.is_some()) {
+            request_for_others(&seen, &self.files, &roots, path)?;
             let path = path.display();
             self.report.waits("certificate", format!("signing request in {path}"));
             return Err(failure(FAILURE, format!("{path} is to be signed. {FOR_OTHERS}")));
@@ -236,10 +237,10 @@ impl Work<'_> {
             Some(claim) => Source::External(claim),
             None => Source::Own { name: &self.args.account.name, ask: &mut ask },
         };
-        let roots = signing.roots()?;
         let done = certify(self.account, &seen, &self.files, source, &roots, &Screen::new());
         let done = done.map_err(refused)?;
-        self.report.done("certificate", !done.was_claimed, hardware(&done));
+        let words = hardware_words(done.was_claimed, done.hardware);
+        self.report.done("certificate", !done.was_claimed, words);
         Ok(())
     }
 
