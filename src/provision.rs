@@ -1,8 +1,9 @@
 //! Makes and looks after the keys of volumes in AWS: CloudHSM clusters, custom key stores, KMS keys,
 //! their policies and aliases. The only user of the calls that change an account.
 //!
-//! What exists is read from AWS each time, by tags and ids; nothing is remembered here. So whatever
-//! is interrupted is continued by being run again. Nothing is ever deleted.
+//! What exists is read from AWS each time, by tags and ids; nothing is remembered here but what was asked
+//! for and not seen yet. So whatever is interrupted is continued by being run again. Nothing is ever
+//! deleted.
 
 pub mod account;
 pub mod activate;
@@ -12,7 +13,9 @@ pub mod certificate;
 pub mod cluster;
 pub mod connection;
 pub mod files;
+pub mod hsm;
 pub mod initialize;
+pub mod intent;
 pub mod key;
 pub mod key_store;
 pub mod lifecycle;

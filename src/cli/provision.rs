@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 use super::exit::{FAILURE, failure};
 use crate::provision::account::Refused;
 use crate::provision::certificate::Files;
+use crate::provision::files::check_dir;
 
 /// Make and look after what a volume's keys need in AWS
 ///
@@ -60,7 +61,7 @@ struct ClusterOptions {
     /// The cluster's id; without it the one that is tagged with the deployment's name
     #[arg(long, value_name = "ID")]
     cluster: Option<String>,
-    /// The directory of certificates and passwords (default: kmsfs-NAME in the current directory)
+    /// The directory of certificates, passwords and marks of what is being made (default: kmsfs-NAME in the current directory)
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -71,17 +72,19 @@ impl ClusterOptions {
     }
 }
 
-/// The directory of a deployment, unless another one is named.
+/// The directory of a deployment, unless another one is named; nobody else may have a hand in it.
 fn files_of(dir: Option<&Path>, name: &str) -> anyhow::Result<Files> {
-    match dir {
-        Some(dir) => Ok(Files::new(dir)),
+    let files = match dir {
+        Some(dir) => Files::new(dir),
         None if name.contains('/') => {
             let text =
                 format!("{name:?} has a slash, so no directory is called after it: use --dir");
-            Err(failure(FAILURE, text))
+            return Err(failure(FAILURE, text));
         }
-        None => Ok(Files::of_deployment(name)),
-    }
+        None => Files::of_deployment(name),
+    };
+    check_dir(files.dir()).map_err(|text| failure(FAILURE, text))?;
+    Ok(files)
 }
 
 fn refused(refused: Refused) -> anyhow::Error {

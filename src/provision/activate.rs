@@ -166,7 +166,7 @@ impl Activation<'_> {
             return Err(self.refused("it has no active HSM; create one first".to_owned()));
         }
         let path = self.files.anchor();
-        let anchor = super::files::read_text(&path).map_err(|text| self.refused(text))?;
+        let anchor = super::files::read_own(&path).map_err(|text| self.refused(text))?;
         let anchor = anchor.ok_or_else(|| {
             let text = format!(
                 "its trust anchor {} is missing; name the directory of the certificates with --dir",

@@ -7,6 +7,7 @@
 mod authority;
 pub mod check;
 mod der;
+pub mod proof;
 
 pub use authority::{Authority, sign};
 
@@ -50,6 +51,21 @@ pub enum CertificateError {
         what: String,
         /// Whose key was expected.
         than: String,
+    },
+    /// For somebody else.
+    #[error(
+        "{what} has the subject {has:?}, but {than} has {wanted:?}; have it signed with its subject \
+         unchanged"
+    )]
+    OtherSubject {
+        /// Which certificate.
+        what: String,
+        /// Its subject.
+        has: String,
+        /// What says otherwise.
+        than: String,
+        /// The subject there.
+        wanted: String,
     },
     /// Everything else, as a sentence.
     #[error("{0}")]
@@ -111,6 +127,11 @@ impl Files {
         self.dir.join("cluster.csr")
     }
 
+    /// How far the hardware has proved itself.
+    pub fn proof(&self) -> PathBuf {
+        self.dir.join("hardware-proof")
+    }
+
     /// The cluster's certificate.
     pub fn signed(&self) -> PathBuf {
         self.dir.join("cluster.crt")
@@ -126,6 +147,15 @@ pub struct Claim {
     pub anchor: String,
 }
 
+const OTHER_REQUEST: &str = "the signing request of another cluster";
+
+impl Claim {
+    /// With the certificate of this public key alone.
+    pub fn of_key(self, key: &[u8]) -> Result<Self, CertificateError> {
+        Ok(Self { signed: check::leaf(&self.signed, key)?, anchor: self.anchor })
+    }
+}
+
 /// A certificate for the cluster, by the CA in the directory; whatever is missing is made. A passphrase
 /// is asked for only if something has to be made or signed.
 pub fn ensure_signed(
@@ -136,9 +166,9 @@ pub fn ensure_signed(
 ) -> Result<Claim, CertificateError> {
     check::Request::parse(csr)?;
     files::ensure_dir(&files.dir)?;
-    keep_same(&files.csr(), csr, "the signing request of another cluster")?;
+    keep_same(&files.csr(), csr, OTHER_REQUEST)?;
     if let (Some(signed), Some(anchor)) =
-        (files::read_text(&files.signed())?, files::read_text(&files.anchor())?)
+        (files::read_own(&files.signed())?, files::read_own(&files.anchor())?)
     {
         check::check_external(csr, &signed, &anchor)?;
         return Ok(Claim { signed, anchor });
@@ -152,27 +182,63 @@ pub fn ensure_signed(
     Ok(claim)
 }
 
-/// Keeps what another CA has signed where everything later looks for it.
-pub fn keep_external(files: &Files, csr: &str, claim: &Claim) -> Result<(), CertificateError> {
+/// Could another CA's claim be sent, and be kept afterwards? As CloudHSM takes it: without the other
+/// certificates of a chain. Keeps what it was made for.
+pub fn check_claim(files: &Files, csr: &str, claim: Claim) -> Result<Claim, CertificateError> {
+    let claim = claim.of_key(&check::Request::parse(csr)?.key()?)?;
     check::check_external(csr, &claim.signed, &claim.anchor)?;
     files::ensure_dir(&files.dir)?;
-    keep_same(&files.csr(), csr, "the signing request of another cluster")?;
-    keep_same(&files.anchor(), &claim.anchor, "another CA's certificate")?;
-    keep_same(&files.signed(), &claim.signed, "another certificate")?;
+    require_place(files, &claim)?;
+    keep_same(&files.csr(), csr, OTHER_REQUEST)?;
+    Ok(claim)
+}
+
+/// Keeps what another CA has signed where everything later looks for it, once AWS has taken it: what
+/// AWS refuses must not be in the way of what it takes.
+pub fn keep_claim(files: &Files, claim: &Claim) -> Result<(), CertificateError> {
+    files::ensure_dir(&files.dir)?;
+    require_place(files, claim)?;
+    for (path, text) in [(files.anchor(), &claim.anchor), (files.signed(), &claim.signed)] {
+        if files::read_own(&path)?.as_ref() != Some(text) {
+            files::replace(&path, text.as_bytes(), PUBLIC)?;
+        }
+    }
+    Ok(())
+}
+
+/// Only what an earlier try for the same request has left may be replaced, and never an own CA.
+fn require_place(files: &Files, claim: &Claim) -> Result<(), CertificateError> {
+    let request = files::read_own(&files.csr())?;
+    let ours = request.map(|csr| check::is_for(&csr, &claim.signed)).transpose()?;
+    if ours == Some(false) {
+        return Err(in_the_way(&files.csr(), OTHER_REQUEST));
+    }
+    let may_go = ours == Some(true) && !files.ca_key().exists();
+    for (path, text, otherwise) in [
+        (files.anchor(), &claim.anchor, "another CA's certificate"),
+        (files.signed(), &claim.signed, "another certificate"),
+    ] {
+        let there = files::read_own(&path)?;
+        if !may_go && there.is_some_and(|there| there.trim() != text.trim()) {
+            return Err(in_the_way(&path, otherwise));
+        }
+    }
     Ok(())
 }
 
 /// Makes a file, or finds it as it would have been made.
 fn keep_same(path: &Path, text: &str, otherwise: &str) -> Result<(), CertificateError> {
-    match files::read_text(path)? {
+    match files::read_own(path)? {
         None => Ok(files::write_new(path, text.as_bytes(), PUBLIC)?),
         Some(there) if there.trim() == text.trim() => Ok(()),
-        Some(_) => {
-            let path = path.display();
-            let text = format!("{path} is {otherwise}: move it away, or use another directory");
-            Err(CertificateError::Other(text))
-        }
+        Some(_) => Err(in_the_way(path, otherwise)),
     }
+}
+
+fn in_the_way(path: &Path, otherwise: &str) -> CertificateError {
+    let path = path.display();
+    let text = format!("{path} is {otherwise}: move it away, or use another directory (--dir)");
+    CertificateError::Other(text)
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
-//! CloudHSM clusters and the HSMs in them.
+//! CloudHSM clusters.
 //!
 //! Neither CreateCluster nor CreateHsm can be repeated safely, and each HSM is paid for by the hour: so
-//! first is looked, always, and a lost answer is followed by another look.
+//! first is looked, always, and a lost answer or a run that was killed is followed by another look.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Instant;
 
 use aws_sdk_cloudhsmv2::types;
 use serde::Serialize;
 
 use super::account::{Account, Refused};
-use super::once::once;
+use super::intent::Intent;
+use super::shell::quoted;
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -19,9 +21,15 @@ use crate::keys::aws::fault;
 pub const HSM_TYPE: &str = "hsm2m.medium";
 /// Days that backups may be kept.
 pub const RETENTION_DAYS: std::ops::RangeInclusive<u16> = 7..=379;
+/// Days that backups are kept unless somebody says otherwise.
+pub const RETENTION_USUAL: u16 = 90;
 /// Availability Zones a key store needs HSMs in.
 pub const ZONES: usize = 2;
 
+/// What new clusters are made in.
+const MODE: types::ClusterMode = types::ClusterMode::Fips;
+/// KMS does not reach clusters over IPv6.
+const NETWORK: types::NetworkType = types::NetworkType::Ipv4;
 /// Most subnets of a cluster.
 const SUBNETS_MAX: usize = 10;
 /// Most tags of a cluster; one is ours.
@@ -34,8 +42,8 @@ pub struct ClusterWish {
     pub name: String,
     /// Subnets in at least two Availability Zones; needed only if the cluster is not there yet.
     pub subnets: Vec<String>,
-    /// Days that backups are kept.
-    pub retention_days: u16,
+    /// Days that backups are kept, if that is said; a new cluster keeps them for [`RETENTION_USUAL`].
+    pub retention_days: Option<u16>,
     /// Further tags.
     pub tags: Vec<(String, String)>,
     /// A cluster that is there already, whatever its tags say.
@@ -67,6 +75,12 @@ pub struct ClusterFacts {
     pub state: String,
     /// Why, if AWS says.
     pub state_message: Option<String>,
+    /// What cannot be changed, as far as AWS says it.
+    pub kind: Kind,
+    /// Days that backups are kept.
+    pub retention_days: Option<String>,
+    /// All its tags.
+    pub tags: BTreeMap<String, String>,
     /// The VPC.
     pub vpc: String,
     /// The security group that its HSMs and clients share.
@@ -83,6 +97,17 @@ pub struct ClusterFacts {
     pub created: Option<i64>,
     /// The deployment it is tagged with.
     pub deployment: Option<String>,
+}
+
+/// What a cluster is from its beginning on.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Kind {
+    /// `hsm2m.medium`, ….
+    pub hsm_type: Option<String>,
+    /// `FIPS` or `NON_FIPS`.
+    pub mode: Option<String>,
+    /// `IPV4` or `DUALSTACK`.
+    pub network: Option<String>,
 }
 
 /// One HSM.
@@ -128,6 +153,13 @@ impl ClusterFacts {
             id: text(cluster.cluster_id()).unwrap_or_default(),
             state: text(cluster.state().map(|state| state.as_str())).unwrap_or_default(),
             state_message: text(cluster.state_message()),
+            kind: Kind {
+                hsm_type: text(cluster.hsm_type()),
+                mode: text(cluster.mode().map(|mode| mode.as_str())),
+                network: text(cluster.network_type().map(|network| network.as_str())),
+            },
+            retention_days: text(cluster.backup_retention_policy().and_then(|kept| kept.value())),
+            tags: tags.iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned())).collect(),
             vpc: text(cluster.vpc_id()).unwrap_or_default(),
             security_group: text(cluster.security_group()),
             zones: cluster.subnet_mapping().into_iter().flatten().map(pair).collect(),
@@ -202,6 +234,56 @@ impl ClusterFacts {
         Err(Refused::here(Class::Misconfigured, text))
     }
 
+    /// Refuses one of another kind than we make.
+    fn require_kind(&self) -> Result<(), Refused> {
+        let Kind { hsm_type, mode, network } = &self.kind;
+        let all = [
+            ("HSM type", hsm_type, HSM_TYPE),
+            ("mode", mode, MODE.as_str()),
+            ("network type", network, NETWORK.as_str()),
+        ];
+        for (what, has, wanted) in all {
+            if let Some(has) = has.as_deref().filter(|has| *has != wanted) {
+                let id = &self.id;
+                let text = format!(
+                    "cluster {id} exists with {what} {has}, while {wanted} is wanted, and that cannot \
+                     be changed from here: name another cluster with --cluster, make one of another \
+                     deployment with --name, or, if nothing in it is needed, delete it (`aws \
+                     cloudhsmv2 delete-cluster --cluster-id {id}`) and run this again"
+                );
+                return Err(Refused::here(Class::Misconfigured, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is otherwise than asked for but may stay so, each with the command that changes it.
+    fn differences(&self, wish: &ClusterWish) -> Vec<String> {
+        let id = &self.id;
+        let wanted = wish.retention_days.map(|days| days.to_string());
+        let kept = wanted.filter(|days| self.retention_days.as_ref() != Some(days)).map(|days| {
+            let has = self.retention_days.as_deref().unwrap_or("unknown");
+            format!(
+                "cluster {id} keeps backups for {has} days, not {days}, and stays so; to change it: aws \
+                 cloudhsmv2 modify-cluster --cluster-id {id} --backup-retention-policy \
+                 Type=DAYS,Value={days}"
+            )
+        });
+        let other = wish.tags.iter().filter(|(key, value)| self.tags.get(key) != Some(value));
+        let other = other.map(|(key, value)| {
+            let has = match self.tags.get(key) {
+                Some(has) => format!("has the tag {key}={has}, not {key}={value}"),
+                None => format!("has no tag {key}"),
+            };
+            let tag = quoted(&format!("Key={key},Value={value}"));
+            format!(
+                "cluster {id} {has}, and stays so; to change it: aws cloudhsmv2 tag-resource \
+                 --resource-id {id} --tag-list {tag}"
+            )
+        });
+        kept.into_iter().chain(other).collect()
+    }
+
     /// Refuses subnets it does not have.
     fn require_subnets(&self, wanted: &[String]) -> Result<(), Refused> {
         let has = |subnet: &&String| self.zones.values().any(|have| have == *subnet);
@@ -221,7 +303,7 @@ fn pair((zone, subnet): (&String, &String)) -> (String, String) {
     (zone.clone(), subnet.clone())
 }
 
-fn because(message: Option<&str>) -> String {
+pub(super) fn because(message: Option<&str>) -> String {
     message.map_or_else(String::new, |message| format!(" ({message})"))
 }
 
@@ -254,7 +336,7 @@ impl ClusterWish {
         if self.subnets.len() > SUBNETS_MAX {
             return bad(format!("a cluster has at most {SUBNETS_MAX} subnets"));
         }
-        if !RETENTION_DAYS.contains(&self.retention_days) {
+        if self.retention_days.is_some_and(|days| !RETENTION_DAYS.contains(&days)) {
             let (least, most) = (RETENTION_DAYS.start(), RETENTION_DAYS.end());
             return bad(format!("CloudHSM keeps backups for {least} to {most} days"));
         }
@@ -330,33 +412,35 @@ pub fn get(account: &Account, id: &str) -> Result<ClusterFacts, Refused> {
     })
 }
 
-/// The cluster, made if it is not there; it has subnets in two zones and is at least `UNINITIALIZED`.
+/// The cluster, made if it is not there, with a mark in the directory; it has subnets in two zones and is at least `UNINITIALIZED`.
 pub fn ensure_cluster(
     account: &Account,
     wish: &ClusterWish,
+    dir: &Path,
     teller: &dyn Teller,
 ) -> Result<ClusterFacts, Refused> {
+    let intent = Intent::of(dir, &format!("a cluster for deployment {}", wish.name));
     let found = match &wish.id {
         Some(id) => Some(get(account, id)?),
         None => find(account, Sought::Name(&wish.name))?,
     };
     let id = match found {
         Some(cluster) => {
+            cluster.require_kind()?;
             cluster.require_subnets(&wish.subnets)?;
+            cluster.differences(wish).iter().for_each(|line| teller.done(line));
             cluster.id
         }
         None => {
             wish.check()?;
-            let made = once(
-                account,
-                || create(account, wish),
-                || find(account, Sought::Name(&wish.name)),
-            )?;
+            let by_name = || find(account, Sought::Name(&wish.name));
+            let made = intent.once(account, teller, || create(account, wish), by_name)?;
             teller.done(&format!("cluster {} is being made", made.id));
             made.id
         }
     };
     let cluster = await_made(account, &id, teller)?;
+    intent.end();
     cluster.require_zones()?;
     teller.done(&format!("cluster {id} is there, {}", cluster.state));
     Ok(cluster)
@@ -370,13 +454,12 @@ fn create(account: &Account, wish: &ClusterWish) -> Result<ClusterFacts, Refused
             .cloudhsm
             .create_cluster()
             .hsm_type(HSM_TYPE)
-            .mode(types::ClusterMode::Fips)
-            // KMS does not reach clusters over IPv6.
-            .network_type(types::NetworkType::Ipv4)
+            .mode(MODE)
+            .network_type(NETWORK)
             .backup_retention_policy(
                 types::BackupRetentionPolicy::builder()
                     .r#type(types::BackupRetentionType::Days)
-                    .value(wish.retention_days.to_string())
+                    .value(wish.retention_days.unwrap_or(RETENTION_USUAL).to_string())
                     .build(),
             )
             .set_subnet_ids(Some(wish.subnets.clone()));
@@ -419,119 +502,12 @@ fn await_made(account: &Account, id: &str, teller: &dyn Teller) -> Result<Cluste
     })
 }
 
-/// Sees to it that HSMs work in so many (1 or 2) Availability Zones; of a cluster that is not claimed
-/// yet, there is a certificate request then, too.
-pub fn ensure_hsm(
-    account: &Account,
-    cluster: &str,
-    number: usize,
-    teller: &dyn Teller,
-) -> Result<ClusterFacts, Refused> {
-    // While a cluster changes, it takes no HSM.
-    let what = format!("cluster {cluster}");
-    let facts = account.wait(&what, teller, || {
-        let facts = get(account, cluster)?;
-        facts.require_healthy()?;
-        let busy = facts.state.ends_with("_IN_PROGRESS") && occupied(&facts).len() < number;
-        Ok(if busy { Err(facts.state) } else { Ok(facts) })
-    })?;
-    if occupied(&facts).len() < number {
-        let zone = free_zone(&facts, number)?;
-        once(account, || create_hsm(account, cluster, &zone), || look(account, cluster, number))?;
-        teller.done(&format!("HSM {number} of cluster {cluster} is being made in {zone}"));
-    }
-    let facts = await_hsms(account, cluster, number, teller)?;
-    teller.done(&format!("cluster {cluster} has HSMs in {} zones", facts.active_zones().len()));
-    Ok(facts)
-}
-
-/// Zones with an HSM, whatever its state.
-fn occupied(cluster: &ClusterFacts) -> BTreeSet<&str> {
-    cluster.hsms.iter().map(|hsm| hsm.zone.as_str()).collect()
-}
-
-fn free_zone(cluster: &ClusterFacts, number: usize) -> Result<String, Refused> {
-    let occupied = occupied(cluster);
-    let mut free = cluster.zones.keys().filter(|zone| !occupied.contains(zone.as_str()));
-    free.next().cloned().ok_or_else(|| match cluster.require_zones() {
-        Err(refused) => refused,
-        Ok(()) => {
-            let text = format!("cluster {} has no Availability Zone for HSM {number}", cluster.id);
-            Refused::here(Class::Misconfigured, text)
-        }
-    })
-}
-
-fn look(account: &Account, cluster: &str, number: usize) -> Result<Option<()>, Refused> {
-    let facts = get(account, cluster)?;
-    Ok((occupied(&facts).len() >= number).then_some(()))
-}
-
-fn create_hsm(account: &Account, cluster: &str, zone: &str) -> Result<(), Refused> {
-    let subject = format!("an HSM of cluster {cluster} in {zone}");
-    let (cluster, zone) = (cluster.to_owned(), zone.to_owned());
-    account.make("CreateHsm", &subject, move |clients| {
-        let request = clients.cloudhsm.create_hsm().cluster_id(&cluster).availability_zone(&zone);
-        async move { request.send().await.map(drop).map_err(|e| fault(&e)) }
-    })
-}
-
-/// Waits until HSMs work in so many zones.
-fn await_hsms(
-    account: &Account,
-    cluster: &str,
-    number: usize,
-    teller: &dyn Teller,
-) -> Result<ClusterFacts, Refused> {
-    let started = Instant::now();
-    let what = match number {
-        1 => format!("an HSM of cluster {cluster}"),
-        _ => format!("HSMs of cluster {cluster} in {number} zones"),
-    };
-    account.wait(&what, teller, || {
-        let facts = get(account, cluster)?;
-        facts.require_healthy()?;
-        if facts.active_zones().len() < number {
-            if let Some(hsm) = facts.hsms.iter().find(|hsm| hsm.state == "DEGRADED") {
-                return Err(degraded(cluster, hsm));
-            }
-            if occupied(&facts).len() < number && started.elapsed() >= account.pace.settling {
-                return Err(vanished(&facts));
-            }
-            let coming = facts.hsms.iter().find(|hsm| hsm.state != "ACTIVE");
-            return Ok(Err(coming.map_or_else(|| "new".to_owned(), |hsm| hsm.state.clone())));
-        }
-        let lacks_request = facts.state == "UNINITIALIZED" && facts.csr.is_none();
-        Ok(if lacks_request { Err("without certificate request".to_owned()) } else { Ok(facts) })
-    })
-}
-
-fn degraded(cluster: &str, hsm: &HsmFacts) -> Refused {
-    let (id, why) = (&hsm.id, because(hsm.state_message.as_deref()));
-    let text = format!(
-        "HSM {id} of cluster {cluster} is DEGRADED{why}; if AWS does not replace it by itself, delete \
-         it (`aws cloudhsmv2 delete-hsm --cluster-id {cluster} --hsm-id {id}`) while another one \
-         works, and run the same command again"
-    );
-    Refused::here(Class::Misconfigured, text)
-}
-
-fn vanished(cluster: &ClusterFacts) -> Refused {
-    let why = because(cluster.state_message.as_deref());
-    let text = format!(
-        "an HSM of cluster {} was asked for and is not there{why}; see that its subnets have free \
-         addresses, and run the same command again",
-        cluster.id
-    );
-    Refused::here(Class::Misconfigured, text)
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// A cluster with subnets and HSMs in these zones.
-    fn cluster(zones: &[&str], hsms: &[&str]) -> ClusterFacts {
+    pub fn cluster(zones: &[&str], hsms: &[&str]) -> ClusterFacts {
         let hsm = |zone: &&str| HsmFacts {
             id: format!("hsm-{zone}"),
             zone: (*zone).to_owned(),
@@ -543,6 +519,9 @@ mod tests {
             id: "cluster-a".to_owned(),
             state: "ACTIVE".to_owned(),
             state_message: None,
+            kind: Kind::default(),
+            retention_days: None,
+            tags: BTreeMap::new(),
             vpc: "vpc-a".to_owned(),
             security_group: None,
             zones: zones
@@ -558,15 +537,6 @@ mod tests {
     }
 
     #[test]
-    fn the_second_hsm_goes_into_another_zone() {
-        assert_eq!(free_zone(&cluster(&["a", "b"], &[]), 1).as_deref(), Ok("a"));
-        assert_eq!(free_zone(&cluster(&["a", "b"], &["a"]), 2).as_deref(), Ok("b"));
-        assert_eq!(free_zone(&cluster(&["a", "b"], &["b", "b"]), 2).as_deref(), Ok("a"));
-        let refused = free_zone(&cluster(&["a"], &["a"]), 2).unwrap_err();
-        assert!(refused.sentence.contains("subnets in a only"), "{refused}");
-    }
-
-    #[test]
     fn what_aws_says_of_a_cluster_is_passed_on() {
         let mut sick = cluster(&["a", "b"], &["a"]);
         sick.state_message = Some("one HSM is unreachable".to_owned());
@@ -576,9 +546,6 @@ mod tests {
             let refused = sick.require_healthy().unwrap_err();
             assert!(refused.sentence.contains("(one HSM is unreachable)"), "{refused}");
         }
-        let mut hsm = sick.hsms.remove(0);
-        hsm.state_message = Some("tampered with".to_owned());
-        assert!(degraded("cluster-a", &hsm).sentence.contains("(tampered with)"));
     }
 
     #[test]
@@ -586,7 +553,7 @@ mod tests {
         let wish = |subnets: &[&str], retention_days: u16, tag: &str| ClusterWish {
             name: "n".to_owned(),
             subnets: subnets.iter().map(|id| (*id).to_owned()).collect(),
-            retention_days,
+            retention_days: Some(retention_days),
             tags: vec![(tag.to_owned(), String::new())],
             id: None,
         };

@@ -1,9 +1,9 @@
-//! The files of a deployment: certificates, the CA's key, passwords. Never overwritten, and either
-//! whole or not there.
+//! The files of a deployment: certificates, the CA's key, passwords. Each is either whole or not there,
+//! and what others could have put there is not believed.
 
 use crate::crypto::{SecretBytes, random_array};
 use data_encoding::HEXLOWER;
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -16,29 +16,79 @@ pub const SECRET: u32 = 0o600;
 /// Longest file of these that is read.
 const MAX: u64 = 64 * 1024;
 
-/// Makes the directory, for its owner only, unless it is there.
+/// Makes the directory, for its owner only, unless it is there; then it must be ours.
 pub fn ensure_dir(dir: &Path) -> Result<(), String> {
-    if dir.is_dir() {
-        return Ok(());
+    if !dir.is_dir() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let made = made.and_then(|()| sync_parent(dir));
+        made.map_err(|e| format!("directory {} cannot be made: {e}", dir.display()))?;
     }
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    let made = made.and_then(|()| sync_parent(dir));
-    made.map_err(|e| format!("directory {} cannot be made: {e}", dir.display()))
+    check_dir(dir)
+}
+
+/// Refuses a directory in which others could have put something: the certificates in it are believed.
+pub fn check_dir(dir: &Path) -> Result<(), String> {
+    // Who made a link chose where it leads.
+    let looked = std::fs::symlink_metadata(dir).and_then(|own| Ok((own, std::fs::metadata(dir)?)));
+    let (link, target) = match looked {
+        Ok(both) => both,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(unreadable(dir, &e)),
+    };
+    let strange = stranger(&link).or_else(|| stranger(&target)).or_else(|| writable(&target));
+    strange.map_or(Ok(()), |(how, mend)| {
+        Err(format!(
+            "directory {} {how}, so others may have put certificates into it: look at what is in it, \
+             then {mend}, or name another directory with --dir",
+            dir.display()
+        ))
+    })
+}
+
+/// What is wrong, and the command against it.
+type Strange = (String, &'static str);
+
+fn stranger(meta: &Metadata) -> Option<Strange> {
+    let (owner, me) = (meta.uid(), rustix::process::geteuid().as_raw());
+    let strange = owner != me && owner != 0;
+    strange.then(|| (format!("belongs to user {owner}"), "chown it to yourself"))
+}
+
+fn writable(meta: &Metadata) -> Option<Strange> {
+    // The sticky bit keeps nobody from adding files.
+    let mode = meta.mode() & 0o7777;
+    (mode & 0o022 != 0)
+        .then(|| (format!("can be changed by others (mode {mode:04o})"), "chmod go-w it"))
 }
 
 /// Text that anybody may know; `None` if there is no such file.
 pub fn read_text(path: &Path) -> Result<Option<String>, String> {
-    let Some((_, bytes)) = read(path)? else { return Ok(None) };
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{} is no text", path.display()))?;
-    Ok(Some(text.to_owned()))
+    read(path)?.map(|content| text(path, &content)).transpose()
+}
+
+/// Text that anybody may know but nobody else can have put there; `None` if there is no such file.
+pub fn read_own(path: &Path) -> Result<Option<String>, String> {
+    let Some(content) = read(path)? else { return Ok(None) };
+    let meta = content.0.metadata().map_err(|e| unreadable(path, &e))?;
+    if let Some((how, mend)) = stranger(&meta).or_else(|| writable(&meta)) {
+        let path = path.display();
+        return Err(format!(
+            "{path} {how}, so it is not believed: look whether it is the right one, then {mend}"
+        ));
+    }
+    text(path, &content).map(Some)
+}
+
+fn text(path: &Path, (_, bytes): &Content) -> Result<String, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("{} is no text", path.display()))?;
+    Ok(text.to_owned())
 }
 
 /// A secret that nobody else can read or has put there; `None` if there is no such file.
 pub fn read_secret(path: &Path) -> Result<Option<SecretBytes>, String> {
     let Some((file, mut bytes)) = read(path)? else { return Ok(None) };
     let meta = file.metadata().map_err(|e| unreadable(path, &e))?;
-    let me = rustix::process::geteuid().as_raw();
-    if meta.mode() & 0o077 != 0 || (meta.uid() != me && meta.uid() != 0) {
+    if meta.mode() & 0o077 != 0 || stranger(&meta).is_some() {
         let path = path.display();
         return Err(format!(
             "{path} is not for its owner alone: chown it to yourself, chmod 600 it"
@@ -75,7 +125,11 @@ fn unreadable(path: &Path, error: &io::Error) -> String {
 
 /// Makes a file that survives a crash from here on. What somebody else has put there stays.
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), String> {
-    write(path, bytes, mode).map_err(|e| match e.kind() {
+    let linked = write(path, bytes, mode, |young| {
+        let linked = std::fs::hard_link(young, path);
+        linked.and(std::fs::remove_file(young))
+    });
+    linked.map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => {
             format!("{} exists already and is never overwritten", path.display())
         }
@@ -83,8 +137,19 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), String> {
     })
 }
 
+/// The same in place of what is there.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), String> {
+    let renamed = write(path, bytes, mode, |young| std::fs::rename(young, path));
+    renamed.map_err(|e| format!("{} cannot be made: {e}", path.display()))
+}
+
 /// Under another name first: a killed program must not leave half a file that the next one trusts.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+fn write(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    put: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let random = HEXLOWER.encode(&random_array::<8>());
     let young = path.with_file_name(format!(".{name}.{random}"));
@@ -94,11 +159,12 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::hard_link(&young, path)
+        put(&young)
     };
-    let finished = finish(&mut file);
-    let removed = std::fs::remove_file(&young);
-    finished.and(removed)?;
+    if let Err(error) = finish(&mut file) {
+        let _ = std::fs::remove_file(&young);
+        return Err(error);
+    }
     sync_parent(path)
 }
 
@@ -112,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_whole_and_never_overwritten() {
+    fn files_are_whole_and_not_overwritten() {
         let dir = tempfile::TempDir::with_prefix("kmsfs-files-").unwrap();
         let inner = dir.path().join("a/b");
         ensure_dir(&inner).unwrap();
@@ -127,5 +193,8 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         assert!(read_secret(&path).err().unwrap().contains("chmod 600"));
         assert_eq!(read_text(&path).unwrap().unwrap(), "first");
+        replace(&path, b"second", PUBLIC).unwrap();
+        assert_eq!(read_own(&path).unwrap().unwrap(), "second");
+        assert_eq!(std::fs::read_dir(&inner).unwrap().count(), 1);
     }
 }

@@ -1,12 +1,14 @@
 //! Claims a cluster with its certificate.
 
 use super::account::{Account, Refused};
-use super::certificate::check::{Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of};
+use super::certificate::check::{
+    self, Checked, Hardware, PEM_MAX, Roots, check_hardware, is_anchor_of,
+};
 use super::certificate::{
-    AskPassphrase, CertificateError, Claim, Files, ensure_signed, keep_external,
+    AskPassphrase, CertificateError, Claim, Files, check_claim, ensure_signed, keep_claim, proof,
 };
 use super::cluster::{self, ClusterFacts, Sought};
-use super::files::read_text;
+use super::files::read_own;
 use super::{TAG_DEPLOYMENT, Teller};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -258,7 +260,7 @@ pub enum Source<'a, 'b> {
 pub struct Certified {
     /// The cluster was claimed before.
     pub was_claimed: bool,
-    /// Whose root the hardware's certificates were followed to.
+    /// Whose root the hardware's certificates were followed to, now or before.
     pub hardware: Checked,
 }
 
@@ -275,14 +277,38 @@ pub fn certify(
     let wrong = |e: CertificateError| {
         Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id))
     };
+    let (mut was_claimed, mut external) = (true, None);
     // Of one that is being made there is no request yet, and that is said below.
     if seen.is_claimed() || seen.state == ClusterState::InitializeInProgress {
         await_initialized(account, &seen.id, teller)?;
-        check_anchor(seen, files).map_err(wrong)?;
-        return Ok(Certified { was_claimed: true, hardware: Checked::default() });
+        if let Source::External(claim) = source {
+            external = Some(claim);
+        }
+    } else {
+        was_claimed = false;
+        prove(seen, files, roots)?;
+        let csr = seen.request()?;
+        let claim = match source {
+            Source::Own { name, ask } => ensure_signed(files, name, csr, ask).map_err(wrong)?,
+            Source::External(claim) => {
+                external.insert(check_claim(files, csr, claim).map_err(wrong)?).clone()
+            }
+        };
+        ensure_initialized(account, &seen.id, csr, &claim.signed, &claim.anchor, teller)?;
     }
+    let seen = describe(account, &seen.id)?;
+    if let Some(claim) = external {
+        keep_taken(&seen, files, claim).map_err(wrong)?;
+    }
+    check_anchor(&seen, files).map_err(wrong)?;
+    let hardware = proof::recorded(files, None, seen.certificate.as_deref()).map_err(wrong)?;
+    Ok(Certified { was_claimed, hardware })
+}
+
+/// Follows the hardware's chains to the roots that are given, and keeps which; all that were ever.
+pub fn prove(seen: &Seen, files: &Files, roots: &Roots) -> Result<Checked, Refused> {
     let csr = seen.request()?;
-    let hardware = check_hardware(csr, &seen.hardware, roots).map_err(|e| {
+    let now = check_hardware(csr, &seen.hardware, roots).map_err(|e| {
         let text = format!(
             "cluster {}: its hardware does not prove itself: {e}; nothing was initialized. Check \
              the root certificates, and do not use this cluster otherwise",
@@ -290,21 +316,30 @@ pub fn certify(
         );
         Refused::here(Class::Tampered, text)
     })?;
-    let claim = match source {
-        Source::Own { name, ask } => ensure_signed(files, name, csr, ask).map_err(wrong)?,
-        Source::External(claim) => {
-            keep_external(files, csr, &claim).map_err(wrong)?;
-            claim
+    proof::record(files, csr, now)
+        .map_err(|e| Refused::here(Class::Misconfigured, format!("cluster {}: {e}", seen.id)))
+}
+
+/// Keeps another CA's claim if it is what the cluster was claimed with; the run that sent it may have
+/// been killed before it could.
+fn keep_taken(seen: &Seen, files: &Files, mut claim: Claim) -> Result<(), CertificateError> {
+    if let Some(taken) = &seen.certificate {
+        claim =
+            claim.of_key(&check::Certificate::parse("the cluster's certificate", taken)?.key()?)?;
+        if !check::is_same(taken, &claim.signed)? {
+            let text = "it was initialized with another certificate than --signed-cert; name that \
+                        one, or leave --signed-cert and --trust-anchor out";
+            return Err(CertificateError::Other(text.to_owned()));
         }
-    };
-    ensure_initialized(account, &seen.id, csr, &claim.signed, &claim.anchor, teller)?;
-    Ok(Certified { was_claimed: false, hardware })
+        is_anchor_of(taken, &claim.anchor)?;
+    }
+    keep_claim(files, &claim)
 }
 
 /// The trust anchor in the directory, if there is one, must be the cluster's: activation and the key
 /// store will be given it.
 fn check_anchor(seen: &Seen, files: &Files) -> Result<(), CertificateError> {
-    let anchor = read_text(&files.anchor())?;
+    let anchor = read_own(&files.anchor())?;
     match (&seen.certificate, anchor) {
         (Some(certificate), Some(anchor)) => is_anchor_of(certificate, &anchor).map_err(|e| {
             let path = files.anchor();

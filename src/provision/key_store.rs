@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Teller;
 use super::account::{Account, Clients, Refused};
 use super::connection::{Remedy, connection_advice, sentence};
+use super::files::read_own;
 use super::once::once;
 use crate::crypto::SecretBytes;
 use crate::keys::aws::classify::Class;
@@ -55,9 +56,9 @@ impl Backing {
     /// A cluster, with its trust anchor and a password that nobody else can read, from files.
     pub fn cloudhsm(cluster: &str, anchor: &Path, password: &Path) -> Result<Self, Refused> {
         let bad = |text: String| Refused::here(Class::Misconfigured, text);
-        let trust_anchor = std::fs::read_to_string(anchor).map_err(|error| {
+        let trust_anchor = read_own(anchor).map_err(bad)?.ok_or_else(|| {
             bad(format!(
-                "trust anchor {}: {error}; it is the certificate the cluster was initialized with \
+                "there is no trust anchor {}; it is the certificate the cluster was initialized with \
                  (--trust-anchor)",
                 anchor.display()
             ))

@@ -1,10 +1,14 @@
 //! From a cluster with an HSM to an initialized one.
 
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::aws::{Effect, Rule, Spoil, pki};
+use serde_json::json;
+
+use super::aws::{Effect, Fault, Rule, Spoil, pki};
 use super::ground::{Ground, answered, refused, said, text, until, without_terminal};
 
 #[test]
@@ -121,6 +125,9 @@ fn spoilt_hardware_is_refused_in_time() {
         ground.fake.spoil_certificates(Some(spoil));
         let error = refused(&mut ground.certificate(&roots));
         assert!(error.contains(why) && error.contains("nothing was initialized"), "{error}");
+        let error =
+            refused(&mut ground.certificate(&[&roots[..], &["--csr-out", "a.csr"]].concat()));
+        assert!(error.contains(why) && !ground.path("a.csr").exists(), "{error}");
         assert_eq!(ground.state(&id), "UNINITIALIZED");
     }
     assert!(!ground.path("kmsfs-kmsfs").exists());
@@ -129,6 +136,34 @@ fn spoilt_hardware_is_refused_in_time() {
     assert_eq!(report["hardware_checked"]["aws"], true);
     assert_eq!(report["hardware_checked"]["manufacturer"], true);
     assert_eq!(ground.state(&id), "INITIALIZED");
+    // It is known later, too.
+    let told = said(&mut ground.certificate(&[]));
+    assert!(told.contains("checked: AWS and the manufacturer vouch for it"), "{told}");
+}
+
+#[test]
+fn hardware_is_checked_before_another_ca_signs() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    let (aws, _) = ground.fake.hardware_roots();
+    let aws = ground.write("aws.crt", &aws);
+    let report = answered(&mut ground.certificate(&["--csr-out", "a.csr"]));
+    assert_eq!(report["hardware_checked"], json!({ "aws": false, "manufacturer": false }));
+    let roots = ["--csr-out", "a.csr", "--aws-hardware-root", &aws];
+    let told = said(&mut ground.certificate(&roots));
+    assert!(told.contains("AWS vouches for it; not checked against the manufacturer's"), "{told}");
+    // A file with the whole chain; the root's certificate in it is not the cluster's.
+    let (anchor, signed) = pki::sign_as_customer(&ground.read("a.csr"));
+    let chain = ground.write("chain.crt", &format!("{anchor}{signed}"));
+    let anchor = ground.write("root.crt", &anchor);
+    let claim = ["--signed-cert", &chain, "--trust-anchor", &anchor];
+    for was_initialized in [false, true] {
+        let report = answered(&mut ground.certificate(&claim));
+        assert_eq!(report["was_initialized"], was_initialized);
+        assert_eq!(report["hardware_checked"], json!({ "aws": true, "manufacturer": false }));
+    }
+    assert_eq!(ground.state(&id), "INITIALIZED");
+    assert_eq!(ground.read("kmsfs-kmsfs/cluster.crt").trim(), signed.trim());
 }
 
 #[test]
@@ -195,4 +230,88 @@ fn a_claim_that_is_dropped_ends_the_wait() {
         (&report["was_initialized"], ground.state(&id)),
         (&false.into(), "INITIALIZED".into())
     );
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Every step that believes what lies in the directory.
+fn all_refuse(ground: &Ground, words: &[&str]) {
+    let steps: [&[&str]; 3] =
+        [&["certificate"], &["activate", "--exec", "local"], &["key-store", "--cluster", "c"]];
+    for step in steps {
+        let error = refused(&mut ground.provision(step));
+        words.iter().for_each(|word| assert!(error.contains(word), "{step:?} {word}: {error}"));
+    }
+}
+
+#[test]
+fn what_others_could_have_put_there_is_not_believed() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    let (csr, dir) = (ground.shown(&id)["Certificates"]["ClusterCsr"].clone(), "kmsfs-kmsfs");
+    let (anchor, signed) = pki::sign_as_stranger(csr.as_str().unwrap());
+    let dir = ground.path(dir);
+    fs::create_dir(&dir).unwrap();
+    ground.write("kmsfs-kmsfs/customerCA.crt", &anchor);
+    ground.write("kmsfs-kmsfs/cluster.crt", &signed);
+    for mode in [0o770, 0o707, 0o1777] {
+        set_mode(&dir, mode);
+        all_refuse(&ground, &["directory kmsfs-kmsfs", "chmod go-w", "--dir"]);
+    }
+    set_mode(&dir, 0o755);
+    let file = dir.join("customerCA.crt");
+    set_mode(&file, 0o664);
+    let error = refused(&mut ground.certificate(&[]));
+    assert!(
+        error.contains("kmsfs-kmsfs/customerCA.crt") && error.contains("chmod go-w"),
+        "{error}"
+    );
+    set_mode(&file, 0o644);
+    if rustix::process::geteuid().is_root() {
+        chown(&file, Some(65534), None).unwrap();
+        let error = refused(&mut ground.certificate(&[]));
+        assert!(error.contains("customerCA.crt belongs to user 65534"), "{error}");
+        chown(&dir, Some(65534), None).unwrap();
+        all_refuse(&ground, &["directory kmsfs-kmsfs", "belongs to user 65534", "chown", "--dir"]);
+    }
+    assert_eq!(ground.state(&id), "UNINITIALIZED");
+}
+
+#[test]
+fn a_certificate_that_cloudhsm_refuses_is_not_kept() {
+    let ground = Ground::new();
+    let id = ground.young_cluster();
+    said(&mut ground.certificate(&["--csr-out", "request.csr"]));
+    let csr = ground.read("request.csr");
+    let write = |name: &str, (anchor, signed): (String, String)| {
+        [("signed", signed), ("anchor", anchor)]
+            .map(|(kind, text)| ground.write(&format!("{name}.{kind}"), &text))
+    };
+    let bad = write("bad", pki::sign_as_stranger(&csr));
+    let good = write("good", pki::sign_as_customer(&csr));
+    let claim = |[signed, anchor]: &[String; 2]| {
+        ground.certificate(&["--signed-cert", signed, "--trust-anchor", anchor])
+    };
+    let invalid =
+        Fault { status: 400, code: "CloudHsmInvalidRequestException".into(), message: "no".into() };
+    ground.fake.fault(Rule::new(Effect::Error(invalid)).on("InitializeCluster").times(1));
+    refused(&mut claim(&bad));
+    assert_eq!(ground.state(&id), "UNINITIALIZED");
+    assert!(!ground.path("kmsfs-kmsfs/customerCA.crt").exists());
+    // Left by somebody who thought otherwise.
+    fs::copy(&bad[1], ground.path("kmsfs-kmsfs/customerCA.crt")).unwrap();
+    // Killed between the claim and the files.
+    ground.fake.set_cluster_times(Duration::from_millis(1500), Duration::ZERO);
+    let mut killed = claim(&good).spawn().unwrap();
+    until("the claim", || ground.state(&id) == "INITIALIZE_IN_PROGRESS");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let error = refused(&mut claim(&bad));
+    assert!(error.contains("initialized with another certificate than --signed-cert"), "{error}");
+    said(&mut claim(&good));
+    assert_eq!(ground.read("kmsfs-kmsfs/customerCA.crt"), ground.read("good.anchor"));
+    assert_eq!(ground.read("kmsfs-kmsfs/cluster.crt"), ground.read("good.signed"));
+    assert_eq!(ground.shown(&id)["TrustAnchor"], ground.read("good.anchor"));
 }

@@ -10,9 +10,11 @@ mod all;
 #[path = "../kms/bed.rs"]
 mod bed;
 mod certificate;
+mod existing;
 mod followed;
 mod ground;
 mod key;
+mod marks;
 mod sentences;
 mod stores;
 mod story;

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::account::AccountOptions;
 use super::activate::ToolOptions;
-use super::certificate::{FOR_OTHERS, SigningOptions, hardware, write_request};
+use super::certificate::{FOR_OTHERS, SigningOptions, hardware_words, request_for_others};
 use super::cluster::NewCluster;
 use super::key::{self, Draft, KeyOptions, Place, confirm};
 use super::key_store::{StoreOptions, Wanted};
@@ -22,7 +22,8 @@ use crate::keys::prices::KEY_PER_MONTH;
 use crate::provision::account::Account;
 use crate::provision::activate::Activation;
 use crate::provision::certificate::Files;
-use crate::provision::cluster::{self, ClusterFacts, ZONES, ensure_cluster, ensure_hsm};
+use crate::provision::cluster::{self, ClusterFacts, ZONES, ensure_cluster};
+use crate::provision::hsm::ensure_hsm;
 use crate::provision::initialize::{Source, certify, describe};
 use crate::provision::key::KeyWish;
 use crate::provision::key_store::{self, Sought, StoreFacts};
@@ -205,7 +206,7 @@ impl Work<'_> {
         let id = args.cluster_of(self.store.as_ref());
         let wish = args.new.wish(name, id.as_deref(), &args.key.tag);
         let before = cluster::find(self.account, cluster::Sought::new(name, id.as_deref()))?;
-        let facts = ensure_cluster(self.account, &wish, &Screen::new())?;
+        let facts = ensure_cluster(self.account, &wish, self.files.dir(), &Screen::new())?;
         facts.require_healthy()?;
         self.report.done("cluster", before.is_none(), &facts.id);
         Ok(facts.id)
@@ -214,7 +215,7 @@ impl Work<'_> {
     fn hsms(&mut self, step: &'static str, cluster: &str, number: usize) -> anyhow::Result<()> {
         let working = |facts: &ClusterFacts| facts.active_zones().len();
         let before = cluster::get(self.account, cluster)?;
-        let facts = ensure_hsm(self.account, cluster, number, &Screen::new())?;
+        let facts = ensure_hsm(self.account, cluster, number, self.files.dir(), &Screen::new())?;
         let zones: Vec<&str> = facts.active_zones().into_iter().collect();
         self.report.done(step, working(&before) < number, &zones.join(", "));
         Ok(())
@@ -223,8 +224,9 @@ impl Work<'_> {
     fn certificate(&mut self, cluster: &str) -> anyhow::Result<()> {
         let signing = &self.args.signing;
         let seen = describe(self.account, cluster).map_err(refused)?;
-        if let (Some(path), true) = (signing.request_for_others(), seen.csr.is_some()) {
-            write_request(&seen, path)?;
+        let roots = signing.roots()?;
+        if let (Some(path), true) = (signing.csr_out(), seen.csr.is_some()) {
+            request_for_others(&seen, &self.files, &roots, path)?;
             let path = path.display();
             self.report.waits("certificate", format!("signing request in {path}"));
             return Err(failure(FAILURE, format!("{path} is to be signed. {FOR_OTHERS}")));
@@ -234,10 +236,10 @@ impl Work<'_> {
             Some(claim) => Source::External(claim),
             None => Source::Own { name: &self.args.account.name, ask: &mut ask },
         };
-        let roots = signing.roots()?;
         let done = certify(self.account, &seen, &self.files, source, &roots, &Screen::new());
         let done = done.map_err(refused)?;
-        self.report.done("certificate", !done.was_claimed, hardware(&done));
+        let words = hardware_words(done.was_claimed, done.hardware);
+        self.report.done("certificate", !done.was_claimed, words);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use crate::keys::keyfile::read_passphrase_file;
 use crate::provision::certificate::check::{Checked, Roots};
 use crate::provision::certificate::{Claim, Files, Passphrase};
 use crate::provision::files;
-use crate::provision::initialize::{Certified, Seen, Source, certify, find};
+use crate::provision::initialize::{Certified, Seen, Source, certify, find, prove};
 
 /// Sign the cluster's request with an own CA, or take what another CA signed, and initialize the
 /// cluster
@@ -46,7 +46,8 @@ pub struct SigningOptions {
     /// Only write the cluster's signing request to FILE, for another CA
     #[arg(long, value_name = "FILE", conflicts_with_all = ["signed_cert", "trust_anchor"])]
     csr_out: Option<PathBuf>,
-    /// The certificate that another CA made from the signing request, PEM
+    /// The certificate that another CA made from the signing request, PEM; the rest of a chain in the
+    /// same file is left out
     #[arg(long, value_name = "FILE", requires = "trust_anchor")]
     signed_cert: Option<PathBuf>,
     /// The self-signed certificate of that CA, PEM
@@ -84,8 +85,8 @@ pub fn run(args: &CertificateArgs) -> anyhow::Result<()> {
     let roots = args.signing.roots()?;
     let seen = find(&account, args.place.cluster.as_deref(), name).map_err(refused)?;
     if let Some(path) = &args.signing.csr_out {
-        write_request(&seen, path)?;
-        return print_request(args, &seen, path, account.region());
+        let hardware = request_for_others(&seen, &files, &roots, path)?;
+        return print_request(args, &seen, path, account.region(), hardware);
     }
     let mut ask = |which| args.signing.passphrase(which);
     let source = match args.signing.external()? {
@@ -99,7 +100,7 @@ pub fn run(args: &CertificateArgs) -> anyhow::Result<()> {
 
 impl SigningOptions {
     /// Where the signing request goes, if another CA shall sign and has not yet.
-    pub fn request_for_others(&self) -> Option<&Path> {
+    pub fn csr_out(&self) -> Option<&Path> {
         self.csr_out.as_deref()
     }
 
@@ -159,15 +160,22 @@ fn read(path: &Path) -> anyhow::Result<String> {
     text.map_err(|text| failure(FAILURE, text))
 }
 
-/// Writes the cluster's signing request; one that is there must be the same.
-pub fn write_request(seen: &Seen, path: &Path) -> anyhow::Result<()> {
+/// Checks the hardware, as far as roots are given, and writes the cluster's signing request; one that is
+/// there must be the same.
+pub fn request_for_others(
+    seen: &Seen,
+    files: &Files,
+    roots: &Roots,
+    path: &Path,
+) -> anyhow::Result<Checked> {
+    let hardware = prove(seen, files, roots).map_err(refused)?;
     let csr = seen.request().map_err(refused)?;
     let there = files::read_text(path).map_err(|text| failure(FAILURE, text))?;
     if there.as_deref().map(str::trim) != Some(csr.trim()) {
         let written = files::write_new(path, csr.as_bytes(), files::PUBLIC);
         written.map_err(|text| failure(FAILURE, text))?;
     }
-    Ok(())
+    Ok(hardware)
 }
 
 /// What another CA has to know.
@@ -180,13 +188,14 @@ fn print_request(
     seen: &Seen,
     path: &Path,
     region: &str,
+    hardware: Checked,
 ) -> anyhow::Result<()> {
     let report = Report {
         cluster: seen.id.clone(),
         region: region.to_owned(),
         was_initialized: false,
         initialized: false,
-        hardware_checked: Checked::default(),
+        hardware_checked: hardware,
         csr: Some(path.display().to_string()),
         trust_anchor: None,
     };
@@ -196,6 +205,7 @@ fn print_request(
         return out.finish();
     }
     out.fact("signing request", path.display().to_string())?;
+    out.fact("hardware", hardware_words(false, hardware))?;
     out.line(FOR_OTHERS)?;
     out.finish()
 }
@@ -228,7 +238,7 @@ fn print(
         Some(anchor) => out.fact("trust anchor", anchor)?,
         None => out.fact("trust anchor", format!("not in {}", files.dir().display()))?,
     }
-    out.fact("hardware", hardware(done))?;
+    out.fact("hardware", hardware_words(done.was_claimed, done.hardware))?;
     if !done.was_claimed && files.ca_key().exists() {
         let key = files.ca_key();
         out.line(format!(
@@ -240,12 +250,14 @@ fn print(
 }
 
 /// How far the hardware has proved itself.
-pub fn hardware(done: &Certified) -> &'static str {
-    match (done.was_claimed, done.hardware.aws, done.hardware.manufacturer) {
-        (true, ..) => "not checked: that is possible only before a cluster is initialized",
-        (_, true, true) => "checked: AWS and the manufacturer vouch for it",
-        (_, true, false) => "AWS vouches for it; not checked against the manufacturer's root",
-        (_, false, true) => "the manufacturer vouches for it; not checked against AWS's root",
-        (_, false, false) => "not checked: no root certificate was given",
+pub fn hardware_words(was_claimed: bool, hardware: Checked) -> &'static str {
+    match (hardware.aws, hardware.manufacturer, was_claimed) {
+        (true, true, _) => "checked: AWS and the manufacturer vouch for it",
+        (true, false, _) => "AWS vouches for it; not checked against the manufacturer's root",
+        (false, true, _) => "the manufacturer vouches for it; not checked against AWS's root",
+        (false, false, true) => {
+            "not checked: that is possible only before a cluster is initialized"
+        }
+        (false, false, false) => "not checked: no root certificate was given",
     }
 }

@@ -2,11 +2,13 @@
 
 use clap::Args;
 
+use super::ClusterOptions;
 use super::account::AccountOptions;
 use super::screen::Screen;
 use crate::cli::output::{Out, note};
 use crate::keys::prices::HSM_PER_HOUR;
-use crate::provision::cluster::{ClusterFacts, ClusterWish, ensure_cluster, ensure_hsm};
+use crate::provision::cluster::{ClusterFacts, ClusterWish, ensure_cluster};
+use crate::provision::hsm::ensure_hsm;
 
 /// Make a CloudHSM cluster with an HSM or two, or go on with the one there is
 ///
@@ -15,13 +17,12 @@ use crate::provision::cluster::{ClusterFacts, ClusterWish, ensure_cluster, ensur
 #[derive(Args)]
 pub struct ClusterArgs {
     #[command(flatten)]
+    place: ClusterOptions,
+    #[command(flatten)]
     new: NewCluster,
     /// A further tag of the cluster; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     tag: Vec<(String, String)>,
-    /// Use this cluster, whatever its tags say
-    #[arg(long, value_name = "ID")]
-    cluster: Option<String>,
     /// HSMs there shall be, each in its own zone: one until the cluster is active, two from then on
     #[arg(long, value_name = "NUMBER", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=2))]
@@ -39,10 +40,9 @@ pub struct NewCluster {
     /// A private subnet for HSMs; at least two, in different Availability Zones of one VPC
     #[arg(long, value_name = "ID")]
     subnet: Vec<String>,
-    /// Days that CloudHSM keeps backups (7 to 379)
-    #[arg(long, value_name = "DAYS", default_value_t = 90,
-          value_parser = clap::value_parser!(u16).range(7..=379))]
-    retention: u16,
+    /// Days that CloudHSM keeps backups (7 to 379) [default of a new cluster: 90]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(7..=379))]
+    retention: Option<u16>,
 }
 
 impl NewCluster {
@@ -61,11 +61,13 @@ impl NewCluster {
 /// Runs the command.
 pub fn run(args: &ClusterArgs) -> anyhow::Result<()> {
     let account = args.account.account()?;
-    let wish = args.new.wish(&args.account.name, args.cluster.as_deref(), &args.tag);
+    let name = &args.account.name;
+    let files = args.place.files(name)?;
+    let wish = args.new.wish(name, args.place.cluster.as_deref(), &args.tag);
     let screen = Screen::new();
-    let mut cluster = ensure_cluster(&account, &wish, &screen)?;
+    let mut cluster = ensure_cluster(&account, &wish, files.dir(), &screen)?;
     for number in 1..=usize::from(args.hsms) {
-        cluster = ensure_hsm(&account, &cluster.id, number, &screen)?;
+        cluster = ensure_hsm(&account, &cluster.id, number, files.dir(), &screen)?;
     }
     drop(screen);
     print(&cluster, args.json)

@@ -44,7 +44,7 @@ impl Authority {
         name: &str,
         ask: &mut AskPassphrase<'_>,
     ) -> Result<Self, CertificateError> {
-        let there = files::read_text(&files.anchor())?;
+        let there = files::read_own(&files.anchor())?;
         let key = match files::read_secret(&files.ca_key())? {
             Some(sealed) => open_key(&sealed, &ask(Passphrase::Existing)?)
                 .map_err(|why| format!("{}: {why}", files.ca_key().display()))?,

@@ -2,6 +2,7 @@
 //! show the cluster's key lies in real hardware.
 
 use super::CertificateError;
+use super::der::pem;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -40,6 +41,11 @@ impl Request {
         let parsed = X509CertificationRequest::from_der(&self.der);
         let (_, request) = parsed.map_err(|_| CertificateError::Unreadable(CSR.to_owned()))?;
         Ok(request)
+    }
+
+    /// Public key, as DER.
+    pub fn key(&self) -> Result<Vec<u8>, CertificateError> {
+        Ok(self.parsed()?.certification_request_info.subject_pki.raw.to_vec())
     }
 }
 
@@ -116,12 +122,22 @@ impl<'a> Certificate<'a> {
 
     /// For the key of the signing request.
     fn is_for(&self, request: &Request) -> Result<(), CertificateError> {
-        let key = request.parsed()?.certification_request_info.subject_pki.raw.to_vec();
-        match self.key()? == key {
+        match self.key()? == request.key()? {
             true => Ok(()),
             false => {
                 Err(CertificateError::OtherKey { what: self.what.to_owned(), than: CSR.to_owned() })
             }
+        }
+    }
+
+    /// For who made the signing request. A CA may write the same words in another encoding.
+    fn is_named_as(&self, request: &Request) -> Result<(), CertificateError> {
+        let has = self.parsed()?.subject().to_string();
+        let wanted = request.parsed()?.certification_request_info.subject.to_string();
+        let (what, than) = (self.what.to_owned(), CSR.to_owned());
+        match has == wanted {
+            true => Ok(()),
+            false => Err(CertificateError::OtherSubject { what, has, than, wanted }),
         }
     }
 }
@@ -152,13 +168,51 @@ pub fn check_external(csr: &str, signed: &str, anchor: &str) -> Result<(), Certi
     anchor.is_anchor()?;
     signed.signed_by(&anchor)?;
     signed.is_for(&request)?;
+    signed.is_named_as(&request)?;
     signed.in_time()
+}
+
+/// The one certificate for this public key, of a file that may hold the chain up to the root as well.
+pub fn leaf(signed: &str, key: &[u8]) -> Result<String, CertificateError> {
+    let unreadable = || CertificateError::Unreadable(SIGNED.to_owned());
+    let blocks: Result<Vec<Pem>, _> = Pem::iter_from_buffer(signed.as_bytes()).collect();
+    let blocks = blocks.map_err(|_| unreadable())?;
+    if blocks.len() < 2 {
+        return Ok(signed.to_owned());
+    }
+    if blocks.iter().any(|block| block.label != "CERTIFICATE") {
+        return Err(unreadable());
+    }
+    for block in blocks {
+        let certificate = Certificate { what: SIGNED, der: block.contents };
+        if certificate.key()? == key {
+            return Ok(pem("CERTIFICATE", &certificate.der));
+        }
+    }
+    let text = format!("{SIGNED} holds several certificates, none for the key of {CSR}");
+    Err(CertificateError::Other(text))
 }
 
 /// Is this the root that the cluster's certificate was signed by?
 pub fn is_anchor_of(cluster: &str, anchor: &str) -> Result<(), CertificateError> {
     let cluster = Certificate::parse("the cluster's certificate", cluster)?;
     cluster.signed_by(&Certificate::parse(ANCHOR, anchor)?)
+}
+
+/// Was this signed for the key of this request?
+pub fn is_for(csr: &str, signed: &str) -> Result<bool, CertificateError> {
+    let request = Request::parse(csr)?;
+    match Certificate::parse(SIGNED, signed)?.is_for(&request) {
+        Ok(()) => Ok(true),
+        Err(CertificateError::OtherKey { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Are these the same certificate, however they are written?
+pub fn is_same(cluster: &str, signed: &str) -> Result<bool, CertificateError> {
+    let cluster = Certificate::parse("the cluster's certificate", cluster)?;
+    Ok(cluster.der == Certificate::parse(SIGNED, signed)?.der)
 }
 
 /// What CloudHSM says of the hardware that made a signing request, PEM.
@@ -182,7 +236,7 @@ pub struct Roots {
 }
 
 /// Which chains were followed to their root.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Checked {
     /// AWS vouches for the hardware.
     pub aws: bool,

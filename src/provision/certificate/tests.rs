@@ -58,8 +58,12 @@ fn hsm_key() -> &'static KeyPair {
     KEY.get_or_init(rsa)
 }
 
+fn hsm_name() -> CertificateParams {
+    named("HSM:1:PARTN:2, for FIPS mode")
+}
+
 fn hsm_csr() -> String {
-    csr(&named("HSM:1:PARTN:2, for FIPS mode"), hsm_key())
+    csr(&hsm_name(), hsm_key())
 }
 
 fn secret(text: &str) -> SecretBytes {
@@ -176,20 +180,26 @@ fn a_request_must_be_signed_by_its_own_key() {
 fn what_another_ca_signed_is_checked() {
     use CertificateError as E;
     let (csr, anchor) = (hsm_csr(), ca("Corporate Root"));
-    let good = anchor.sign(&named("HSM"), hsm_key());
+    let good = anchor.sign(&hsm_name(), hsm_key());
     let check = |signed: &str, anchor: &str| check_external(&csr, signed, anchor);
     assert_eq!(check(&good, &anchor.pem()), Ok(()));
+    let renamed = check(&anchor.sign(&named("HSM"), hsm_key()), &anchor.pem()).unwrap_err();
+    assert_eq!(
+        renamed.to_string(),
+        "the signed certificate has the subject \"O=Maker, CN=HSM\", but the cluster's signing request \
+         has \"O=Maker, CN=HSM:1:PARTN:2, for FIPS mode\"; have it signed with its subject unchanged"
+    );
     let stranger = ca("Corporate Root");
     assert!(matches!(check(&good, &stranger.pem()), Err(E::NotSigned { .. })));
-    let for_other = anchor.sign(&named("HSM"), &stranger.key);
+    let for_other = anchor.sign(&hsm_name(), &stranger.key);
     assert!(matches!(check(&for_other, &anchor.pem()), Err(E::OtherKey { .. })));
-    let mut old = named("HSM");
+    let mut old = hsm_name();
     old.not_after = date_time_ymd(2020, 1, 1);
     let old = anchor.sign(&old, hsm_key());
     assert!(matches!(check(&old, &anchor.pem()), Err(E::OutOfDate(_))));
     let with = |key, change: fn(&mut CertificateParams)| {
         let ca = ca_with("Root", key, change);
-        check(&ca.sign(&named("HSM"), hsm_key()), &ca.pem()).unwrap_err()
+        check(&ca.sign(&hsm_name(), hsm_key()), &ca.pem()).unwrap_err()
     };
     let leaf = with(rsa(), |params| params.is_ca = IsCa::NoCa);
     assert!(matches!(leaf, E::NotAuthority(_)), "{leaf}");
@@ -202,7 +212,7 @@ fn what_another_ca_signed_is_checked() {
     assert!(matches!(check(&good, &between), Err(E::NotSelfSigned(_) | E::NotSigned { .. })));
     let middle = Ca { params: stranger.params.clone(), key: rsa() };
     let between = ca("Other Root").sign(&middle.params, &middle.key);
-    let signed = middle.sign(&named("HSM"), hsm_key());
+    let signed = middle.sign(&hsm_name(), hsm_key());
     assert!(matches!(check(&signed, &between), Err(E::NotSelfSigned(_))));
     assert!(matches!(check("nonsense", &anchor.pem()), Err(E::Unreadable(_))));
     let two = format!("{0}{0}", anchor.pem());
@@ -212,19 +222,76 @@ fn what_another_ca_signed_is_checked() {
 }
 
 #[test]
+fn of_a_chain_the_clusters_certificate_is_taken() {
+    let (csr, root) = (hsm_csr(), ca("Corporate Root"));
+    let key = check::Request::parse(&csr).unwrap().key().unwrap();
+    let good = root.sign(&hsm_name(), hsm_key());
+    for chain in [
+        good.clone(),
+        format!("{good}{}", root.pem()),
+        format!("Bag Attributes\n{}{good}", root.pem()),
+    ] {
+        let leaf = check::leaf(&chain, &key).unwrap();
+        assert_eq!(check_external(&csr, &leaf, &root.pem()), Ok(()), "{chain}");
+    }
+    let strange = format!("{}{}", root.pem(), ca("Other Root").pem());
+    let error = check::leaf(&strange, &key).unwrap_err().to_string();
+    assert!(error.contains("holds several certificates, none for the key"), "{error}");
+    assert!(check::leaf(&format!("{good}{csr}"), &key).is_err());
+}
+
+#[test]
+fn a_proof_counts_for_its_key_alone() {
+    let dir = TempDir::with_prefix("kmsfs-ca-").unwrap();
+    let (files, csr) = (files(&dir), hsm_csr());
+    let recorded = |csr: Option<&str>, certificate: Option<&str>| {
+        proof::recorded(&files, csr, certificate).unwrap()
+    };
+    let (none, aws) = (Checked::default(), Checked { aws: true, manufacturer: false });
+    assert_eq!(proof::record(&files, &csr, none), Ok(none));
+    assert!(!files.dir().exists());
+    assert_eq!(proof::record(&files, &csr, aws), Ok(aws));
+    let both = Checked { aws: true, manufacturer: true };
+    let maker = Checked { aws: false, manufacturer: true };
+    assert_eq!(proof::record(&files, &csr, maker), Ok(both));
+    assert_eq!(proof::record(&files, &csr, none), Ok(both));
+    let signed = ca("Root").sign(&hsm_name(), hsm_key());
+    assert_eq!((recorded(Some(&csr), None), recorded(None, Some(&signed))), (both, both));
+    assert_eq!((recorded(None, None), recorded(None, Some(&ca("Root").pem()))), (none, none));
+    let other = super::tests::csr(&hsm_name(), &rsa());
+    assert_eq!(recorded(Some(&other), None), none);
+    assert_eq!(proof::record(&files, &other, aws), Ok(aws));
+    assert_eq!((recorded(Some(&other), None), recorded(Some(&csr), None)), (aws, none));
+}
+
+#[test]
 fn what_another_ca_signed_is_kept() {
     let dir = TempDir::with_prefix("kmsfs-ca-").unwrap();
-    let (files, csr, anchor) = (files(&dir), hsm_csr(), ca("Corporate Root"));
-    let signed = anchor.sign(&named("HSM"), hsm_key());
-    let claim = Claim { signed, anchor: anchor.pem() };
-    keep_external(&files, &csr, &claim).unwrap();
-    keep_external(&files, &csr, &claim).unwrap();
+    let (files, csr) = (files(&dir), hsm_csr());
+    let claim_of = |ca: &Ca| Claim { signed: ca.sign(&hsm_name(), hsm_key()), anchor: ca.pem() };
+    let keep = |files: &Files, claim: &Claim| {
+        check_claim(files, &csr, claim.clone()).and_then(|claim| keep_claim(files, &claim))
+    };
+    let (claim, other) = (claim_of(&ca("Corporate Root")), claim_of(&ca("Another Root")));
+    keep(&files, &claim).unwrap();
+    keep(&files, &claim).unwrap();
     assert_eq!(ensure_signed(&files, "vault", &csr, &mut no_passphrase).unwrap(), claim);
-    let stranger = ca("Another Root");
-    let signed = stranger.sign(&named("HSM"), hsm_key());
-    let other = Claim { signed, anchor: stranger.pem() };
-    let error = keep_external(&files, &csr, &other).unwrap_err().to_string();
-    assert!(error.contains("another CA's"), "{error}");
+    // For the same request another may come, but not in place of an own CA's.
+    keep(&files, &other).unwrap();
+    assert_eq!(ensure_signed(&files, "vault", &csr, &mut no_passphrase).unwrap(), other);
+    files::write_new(&files.ca_key(), b"sealed", files::SECRET).unwrap();
+    let error = keep(&files, &claim).unwrap_err().to_string();
+    assert!(error.contains("customerCA.crt is another CA's certificate"), "{error}");
+    // Neither what came from elsewhere nor another cluster's.
+    let placed = Files::new(dir.path().join("placed"));
+    files::ensure_dir(placed.dir()).unwrap();
+    files::write_new(&placed.anchor(), claim.anchor.as_bytes(), PUBLIC).unwrap();
+    let error = keep(&placed, &other).unwrap_err().to_string();
+    assert!(error.contains("customerCA.crt is another CA's certificate"), "{error}");
+    files::write_new(&placed.csr(), super::tests::csr(&named("HSM:2"), &rsa()).as_bytes(), PUBLIC)
+        .unwrap();
+    let error = keep(&placed, &claim).unwrap_err().to_string();
+    assert!(error.contains("the signing request of another cluster"), "{error}");
 }
 
 #[test]

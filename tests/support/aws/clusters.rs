@@ -75,6 +75,8 @@ pub struct Hsm {
     pub ip: String,
     /// How it stands.
     pub state: Moving,
+    /// Made while DescribeClusters lagged.
+    pub unseen: bool,
 }
 
 /// A user inside a cluster.
@@ -92,6 +94,8 @@ pub struct User {
 pub struct Cluster {
     /// `cluster-…`.
     pub id: String,
+    /// Type of its HSMs.
+    pub kind: String,
     /// `FIPS` or `NON_FIPS`.
     pub mode: String,
     /// `IPV4` or `DUALSTACK`.
@@ -124,6 +128,8 @@ pub struct Cluster {
     pub users: BTreeMap<String, User>,
     /// Tags.
     pub tags: BTreeMap<String, String>,
+    /// Made while DescribeClusters lagged.
+    pub unseen: bool,
 }
 
 impl Cluster {
@@ -183,7 +189,7 @@ impl Cluster {
             certificates["ClusterCertificate"] = json!(certificate);
         }
         let mut value = json!({
-            "ClusterId": self.id, "State": self.state.state, "HsmType": "hsm2m.medium",
+            "ClusterId": self.id, "State": self.state.state, "HsmType": self.kind,
             "Mode": self.mode, "NetworkType": self.network, "VpcId": self.vpc,
             "SubnetMapping": self.subnets, "SecurityGroup": self.group,
             "BackupPolicy": "DEFAULT", "CreateTimestamp": self.created,
@@ -202,7 +208,7 @@ impl Cluster {
         json!({
             "ClusterId": self.id, "HsmId": hsm.id, "AvailabilityZone": hsm.zone,
             "SubnetId": hsm.subnet, "EniId": hsm.eni, "EniIp": hsm.ip,
-            "State": hsm.state.state, "HsmType": "hsm2m.medium",
+            "State": hsm.state.state, "HsmType": self.kind,
         })
     }
 }
@@ -243,6 +249,15 @@ impl World {
         }
     }
 
+    /// Whether DescribeClusters leaves out what is made from now on.
+    pub fn lag_clusters(&mut self, on: bool) {
+        self.switches.clusters_lag = on;
+        for cluster in self.clusters.values_mut() {
+            cluster.unseen = false;
+            cluster.hsms.iter_mut().for_each(|hsm| hsm.unseen = false);
+        }
+    }
+
     /// Adds a cluster that is being created.
     pub fn add_cluster(&mut self, mode: &str, subnets: BTreeMap<String, String>) -> &mut Cluster {
         let id = fresh_id("cluster");
@@ -251,6 +266,7 @@ impl World {
         state.go("CREATE_IN_PROGRESS", "UNINITIALIZED", self.switches.cluster);
         let cluster = Cluster {
             id: id.clone(),
+            kind: "hsm2m.medium".to_owned(),
             mode: mode.to_owned(),
             network: "IPV4".to_owned(),
             vpc: vpc.map(|(_, vpc)| vpc.clone()).unwrap_or_default(),
@@ -267,13 +283,14 @@ impl World {
             claim: None,
             users: BTreeMap::new(),
             tags: BTreeMap::new(),
+            unseen: self.switches.clusters_lag,
         };
         self.clusters.entry(id).or_insert(cluster)
     }
 
     /// Adds an HSM that is being created.
     pub fn add_hsm(&mut self, cluster: &str, zone: &str, ip: Option<&str>) -> Value {
-        let time = self.switches.hsm;
+        let (time, unseen) = (self.switches.hsm, self.switches.clusters_lag);
         self.next_ip += 1;
         let address = format!("10.0.{}.{}", self.next_ip / 250, 4 + self.next_ip % 250);
         let cluster = self.clusters.get_mut(cluster).unwrap();
@@ -286,6 +303,7 @@ impl World {
             eni: format!("eni-{}", &data_encoding::HEXLOWER.encode(&random::<9>())[..17]),
             ip: ip.map_or(address, str::to_owned),
             state,
+            unseen,
         };
         let shown = cluster.show_hsm(&hsm);
         cluster.hsms.push(hsm);

@@ -97,6 +97,7 @@ fn set(world: &mut World, name: &str, value: &Value) -> Option<bool> {
         "connect_ms" => switches.connect = millis()?,
         "cluster_ms" => switches.cluster = millis()?,
         "hsm_ms" => switches.hsm = millis()?,
+        "clusters_lag" => world.lag_clusters(value.as_bool()?),
         "stores_max" => switches.stores_max = value.as_u64()? as usize,
         "clusters_max" => switches.clusters_max = value.as_u64()? as usize,
         "hsms_max" => switches.hsms_max = value.as_u64()? as usize,

@@ -29,12 +29,13 @@
 //! | `connect_ms` | how long ConnectCustomKeyStore and DisconnectCustomKeyStore take |
 //! | `clock_s` | by how many seconds the service's clock is ahead; beyond 300 it refuses signatures |
 //! | `cluster_ms`, `hsm_ms` | how long clusters and HSMs take to get anywhere |
+//! | `clusters_lag` | true: DescribeClusters leaves out clusters and HSMs made from now on; false: no longer |
 //! | `stores_max`, `clusters_max`, `hsms_max` | limits of the account |
 //! | `create_cluster` | `{"hsms": n}`: a cluster that is claimed and active; its administrator has the password `administrator1` |
 //! | `activate` | `{"cluster": …, "password": …}`: gives a claimed cluster its administrator |
 //! | `hsm_user` | `{"cluster": …, "username": …, "role": …, "password": …, "locked": bool, "delete": bool, "admin": …}`: makes or changes a user in a cluster; with `admin` that must be the administrator's password |
 //! | `hsm_users` | id of a cluster: its users |
-//! | `cluster` | `{"id": …, "state": …, "hsm": {"id": …, "state": …}, "spoil": …}` |
+//! | `cluster` | `{"id": …, "state": …, "hsm": {"id": …, "state": …}, "type": …, "spoil": …}` |
 //! | `spoil` | what is wrong with the certificates of new clusters: `aws`, `manufacturer` (issuer of the hardware's), `hsm` (issuer of the HSM's), `key` (not the CSR's); null: nothing |
 //! | `subnet` | `{"id": …, "zone": …, "vpc": …}`: one more subnet |
 //! | `create_key`, `create_store` | `{"origin": …, "store": …, "multi_region": …}`, `{"name": …, "type": …}` |

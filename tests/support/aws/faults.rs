@@ -249,6 +249,8 @@ pub struct Switches {
     pub cluster: Duration,
     /// How long an HSM takes to be created or deleted.
     pub hsm: Duration,
+    /// Whether DescribeClusters leaves out clusters and HSMs made since this was switched on.
+    pub clusters_lag: bool,
     /// What is wrong with the certificates of new clusters.
     pub spoil: Option<Spoil>,
     /// How many custom key stores, clusters and HSMs an account may have.
@@ -273,6 +275,7 @@ impl Default for Switches {
             clock: 0,
             cluster: Duration::ZERO,
             hsm: Duration::ZERO,
+            clusters_lag: false,
             spoil: None,
             stores_max: 10,
             clusters_max: 4,
@@ -291,6 +294,7 @@ impl Switches {
             "expired": self.expired, "signatures": self.signatures,
             "connect_ms": self.connect.as_millis() as u64, "clock_s": self.clock,
             "cluster_ms": self.cluster.as_millis() as u64, "hsm_ms": self.hsm.as_millis() as u64,
+            "clusters_lag": self.clusters_lag,
             "stores_max": self.stores_max, "clusters_max": self.clusters_max,
             "hsms_max": self.hsms_max,
         })

@@ -234,11 +234,18 @@ fn filters(call: &Call, known: &[&str]) -> Result<Value, Fault> {
 fn describe_clusters(world: &mut World, call: &Call) -> Outcome {
     let filters = filters(call, &["clusterIds", "vpcIds", "states"])?;
     let wanted = world.clusters.values().filter(|cluster| {
-        passes(&filters, "clusterIds", &cluster.id)
+        !cluster.unseen
+            && passes(&filters, "clusterIds", &cluster.id)
             && passes(&filters, "vpcIds", &cluster.vpc)
             && passes(&filters, "states", cluster.state.state)
     });
-    page(call, "Clusters", wanted.map(Cluster::show).collect(), 25)
+    let show = |cluster: &Cluster| {
+        let seen = cluster.hsms.iter().filter(|hsm| !hsm.unseen);
+        let mut shown = cluster.show();
+        shown["Hsms"] = seen.map(|hsm| cluster.show_hsm(hsm)).collect();
+        shown
+    };
+    page(call, "Clusters", wanted.map(show).collect(), 25)
 }
 
 fn describe_backups(world: &mut World, call: &Call) -> Outcome {

@@ -150,6 +150,9 @@ fn change_cluster(world: &mut World, value: &Value) -> Result<(), String> {
             hsm.state = known(&HSM_STATES, state)?;
         }
     }
+    if let Some(kind) = value["type"].as_str() {
+        cluster.kind = kind.to_owned();
+    }
     if let Some(what) = value.get("spoil") {
         cluster.spoil = what.as_str().and_then(Spoil::parse);
         if let Some(identity) = &mut cluster.identity {
@@ -192,6 +195,11 @@ impl FakeAws {
     pub fn set_cluster_times(&self, cluster: Duration, hsm: Duration) {
         let mut world = self.shared.world.lock();
         (world.switches.cluster, world.switches.hsm) = (cluster, hsm);
+    }
+
+    /// Whether DescribeClusters leaves out what is made from now on.
+    pub fn lag_clusters(&self, on: bool) {
+        self.shared.world.lock().lag_clusters(on);
     }
 
     /// How many custom key stores, clusters and HSMs the account may have.

@@ -112,8 +112,17 @@ pub fn roots() -> (String, String) {
 
 /// A trust anchor and the certificate it gives to a signing request, for tests that need no CA.
 pub fn sign_as_customer(csr: &str) -> (String, String) {
+    sign_as(customer(), csr)
+}
+
+/// The same by somebody else.
+#[allow(dead_code)]
+pub fn sign_as_stranger(csr: &str) -> (String, String) {
+    sign_as(stranger(), csr)
+}
+
+fn sign_as(ca: &Ca, csr: &str) -> (String, String) {
     let request = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
-    let ca = customer();
     let issuer = Issuer::from_params(&ca.params, &ca.key);
     (ca.certificate(), request.signed_by(&issuer).unwrap().pem())
 }

@@ -1,0 +1,131 @@
+//! What was asked for and not seen yet, across runs.
+//!
+//! For a while after a call has made something, AWS may not show it. A run that is killed in between is
+//! forgotten, and the next one would make it again, for money. So before such a call a mark is left in the
+//! deployment's directory, and taken away when the thing was seen. A run that finds a mark looks first,
+//! for as long as AWS may take to show what it made. How old the mark is does not matter: clocks differ,
+//! and an old one costs no more than that one wait.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::Teller;
+use super::account::{Account, Refused};
+use super::files::{self, PUBLIC};
+use super::once::once;
+use super::settling::settled;
+use crate::keys::aws::classify::Class;
+
+/// Longest part of a mark's name that says what it is for.
+const NAME_MAX: usize = 120;
+
+/// Something that is to be made once.
+pub struct Intent {
+    what: String,
+    mark: PathBuf,
+    was_begun: bool,
+}
+
+impl Intent {
+    /// Of a thing that its words name, in the directory of its deployment.
+    pub fn of(dir: &Path, what: &str) -> Self {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let name: String = what.chars().map(plain).take(NAME_MAX).collect();
+        let mark = dir.join(format!("making-{name}"));
+        Self { what: what.to_owned(), was_begun: mark.exists(), mark }
+    }
+
+    /// An earlier run, which may have been killed, was about to make it and has not seen it.
+    pub fn was_begun(&self) -> bool {
+        self.was_begun
+    }
+
+    /// Leaves the mark; the call comes next.
+    pub fn begin(&self) -> Result<(), Refused> {
+        let bad =
+            |text: String| Refused::here(Class::Misconfigured, format!("{}: {text}", self.what));
+        let dir = self.mark.parent().unwrap_or(Path::new(""));
+        files::ensure_dir(dir).map_err(bad)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let text = format!(
+            "kmsfsctl was about to ask AWS for {} (at second {} of the epoch) and has not seen it yet. \
+             Leave this file: the next run looks for it before it makes another, and takes the file \
+             away.\n",
+            self.what,
+            now.as_secs()
+        );
+        if self.was_begun {
+            return files::replace(&self.mark, text.as_bytes(), PUBLIC).map_err(bad);
+        }
+        files::write_new(&self.mark, text.as_bytes(), PUBLIC).map_err(|e| {
+            match self.mark.exists() {
+                true => {
+                    bad("another run is about to make it; wait for that, and run this again"
+                        .to_owned())
+                }
+                false => bad(e),
+            }
+        })
+    }
+
+    /// Takes the mark away: the thing was seen, or AWS refused to make it.
+    pub fn end(&self) {
+        // One that stays costs a wait, no more.
+        match std::fs::remove_file(&self.mark) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                log::warn!("{} cannot be removed: {e}", self.mark.display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes it unless an earlier run has; as [`once`] otherwise. Whoever sees it calls [`Self::end`].
+    pub fn once<T>(
+        &self,
+        account: &Account,
+        teller: &dyn Teller,
+        make: impl Fn() -> Result<T, Refused>,
+        look: impl Fn() -> Result<Option<T>, Refused>,
+    ) -> Result<T, Refused> {
+        if self.was_begun {
+            let what = format!("{}, asked for by an earlier run,", self.what);
+            let not_yet = || Ok(look()?.ok_or_else(|| "not to be seen (yet)".to_owned()));
+            if let Ok(made) = settled(account, &what, teller, not_yet)? {
+                return Ok(made);
+            }
+        }
+        self.begin()?;
+        let make = || {
+            make().inspect_err(|refused| {
+                if !refused.may_have_worked() {
+                    self.end();
+                }
+            })
+        };
+        once(account, make, look)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_stays_until_it_is_taken_away() {
+        let dir = tempfile::TempDir::with_prefix("kmsfs-intent-").unwrap();
+        let dir = dir.path().join("own");
+        let of = || Intent::of(&dir, "HSM 2 of cluster-a/b");
+        let first = of();
+        assert!(!first.was_begun());
+        first.begin().unwrap();
+        assert!(dir.join("making-hsm-2-of-cluster-a-b").is_file());
+        // Two at once: the second one has not seen the mark of the first.
+        assert!(first.begin().unwrap_err().sentence.contains("another run"));
+        let second = of();
+        assert!(second.was_begun() && !Intent::of(&dir, "HSM 1 of cluster-a/b").was_begun());
+        second.begin().unwrap();
+        second.end();
+        second.end();
+        assert!(!of().was_begun());
+    }
+}

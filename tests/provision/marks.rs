@@ -1,0 +1,70 @@
+//! What was asked for and is not shown yet is not asked for again.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use super::aws::{Effect, Fault, Rule};
+use super::ground::{Ground, refused, text, until};
+
+/// Marks in the deployment's directory.
+fn marks(ground: &Ground) -> Vec<String> {
+    let entries = fs::read_dir(ground.path("kmsfs-kmsfs")).into_iter().flatten();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("making-")).collect()
+}
+
+fn cluster(ground: &Ground, hsms: &str) -> Command {
+    let subnets = ["subnet-0a000000000000001", "subnet-0a000000000000002"];
+    let [one, two] = subnets;
+    ground.provision(&["cluster", "--subnet", one, "--subnet", two, "--hsms", hsms])
+}
+
+#[test]
+fn killed_before_aws_shows_it_nothing_is_made_twice() {
+    let ground = Ground::new();
+    for (operation, hsms) in [("CreateCluster", 1), ("CreateHsm", 2)] {
+        ground.fake.lag_clusters(true);
+        let made = ground.fake.calls_ok(operation);
+        let mut command = cluster(&ground, &hsms.to_string());
+        let mut killed = command.stderr(Stdio::null()).spawn().unwrap();
+        until(operation, || ground.fake.calls_ok(operation) > made);
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        assert_eq!(marks(&ground).len(), 1, "{operation}");
+        // The next run looks for it until it shows.
+        let looks = ground.fake.calls_ok("DescribeClusters");
+        let again = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        until("looks", || ground.fake.calls_ok("DescribeClusters") >= looks + 4);
+        ground.fake.lag_clusters(false);
+        let output = again.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        let counts = ground.fake.counts();
+        assert_eq!((counts.clusters, counts.hsms), (1, hsms), "{operation}: {}", text(&output));
+        assert!(text(&output).contains("asked for by an earlier run"), "{}", text(&output));
+        assert_eq!(marks(&ground), [""; 0], "{operation}");
+    }
+}
+
+#[test]
+fn what_never_came_is_asked_for_again_and_what_was_refused_leaves_no_mark() {
+    let ground = Ground::new();
+    let hasty = || {
+        let mut command = cluster(&ground, "1");
+        command.args(["--settling", "100ms"]);
+        command
+    };
+    for operation in ["CreateCluster", "CreateHsm"] {
+        let no = Fault::client("CloudHsmInvalidRequestException", "no");
+        ground.fake.fault(Rule::new(Effect::Error(no)).on(operation).times(1));
+        refused(&mut hasty());
+        assert_eq!(marks(&ground), [""; 0], "{operation}");
+        // Unheard, twice: nobody knows. Then it was not there for as long as that takes.
+        ground.fake.fault(Rule::new(Effect::internal()).on(operation).times(2));
+        refused(&mut hasty());
+        assert_eq!(marks(&ground).len(), 1, "{operation}");
+    }
+    let output = hasty().output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let counts = ground.fake.counts();
+    assert_eq!((counts.clusters, counts.hsms, marks(&ground).len()), (1, 1, 0));
+}
