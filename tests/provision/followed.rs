@@ -104,7 +104,7 @@ impl Story {
         let there = (counts.clusters, counts.hsms, counts.stores, counts.keys);
         assert_eq!(there, (1, 2, 1, 1));
         let log = self.ground.read("cloudhsm-cli.log");
-        for name in ["admin-password", "kmsuser-password"] {
+        for name in ["admin-password", "kmsuser-password.spent"] {
             let password = self.ground.read(&format!("{DIR}/{name}"));
             assert!(password.len() == 32 && !log.contains(&password), "{name}");
         }

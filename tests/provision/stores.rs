@@ -312,7 +312,7 @@ fn a_key_store_is_made_and_connected_once() {
     let made = bed.made("key-store");
     assert_eq!((&made["connection"], &made["name"]), (&json!("CONNECTED"), &json!("kmsfs")));
     assert_eq!((&made["cluster"], &made["error"]), (&json!(cluster), &Value::Null));
-    // KMS has given kmsuser another password by now, so the file is of no more use.
+    // KMS has given kmsuser another password by now, and the certificate is of no more use.
     fs::remove_dir_all(bed.dir.path().join("kmsfs-kmsfs")).unwrap();
     assert_eq!(bed.made("key-store")["id"], made["id"]);
     let id = made["id"].as_str().unwrap();
@@ -372,6 +372,7 @@ fn refusals_of_kms_say_what_to_do() {
     }
     assert_eq!(bed.fake.counts().stores, 0);
     bed.made("key-store");
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
     bed.refuse_next("CreateCustomKeyStore", "CloudHsmClusterInUseException");
     let other = bed.fake.create_cluster(2).0;
     said(&format!("key-store --store third --cluster {other}"), "CloudHsmClusterInUseException");
@@ -406,28 +407,85 @@ fn a_wrong_password_is_mended() {
     let (bed, cluster) = Bed::ready();
     bed.write("kmsfs-kmsfs/kmsuser-password", "WrongPassword7");
     assert!(bed.refused("key-store").contains("INVALID_CREDENTIALS"));
+    // Nobody said that the file holds another one than KMS has.
+    assert!(bed.refused("key-store --mend").contains("--new-password"));
+    assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
     // Told once, and no better for it.
-    assert!(bed.refused("key-store --mend").contains("INVALID_CREDENTIALS"));
+    assert!(bed.refused("key-store --new-password").contains("INVALID_CREDENTIALS"));
     assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 1);
     // Without the file nothing is touched.
     let disconnects = bed.fake.calls("DisconnectCustomKeyStore");
-    let said = bed.refused("key-store --mend --kmsuser-password-file nowhere");
+    let said = bed.refused("key-store --new-password --kmsuser-password-file nowhere");
     assert!(said.contains("nowhere"), "{said}");
     assert_eq!(bed.fake.calls("DisconnectCustomKeyStore"), disconnects);
     bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
     bed.fake.drop_next("DisconnectCustomKeyStore", 1);
     bed.fake.drop_next("UpdateCustomKeyStore", 1);
-    assert_eq!(bed.made("key-store --mend")["connection"], "CONNECTED");
-    // What is well is left alone.
+    assert_eq!(bed.made("key-store --new-password")["connection"], "CONNECTED");
+    // What is well is left alone, and needs no password.
     bed.fake.reset_counters();
-    bed.made("key-store --mend");
+    bed.made("key-store --mend --new-password");
     assert_eq!(bed.fake.calls("DisconnectCustomKeyStore"), 0);
     let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
     bed.disconnect(&id);
     bed.fake.lock_hsm_user(&cluster, "kmsuser").unwrap();
     assert!(bed.refused("key-store").contains("USER_LOCKED_OUT"));
     bed.fake.set_hsm_user(&cluster, "kmsuser", PASSWORD).unwrap();
+    // What KMS changed at its first connection is not taken for the new one.
+    let said = bed.refused("key-store --new-password");
+    assert!(said.contains("kmsuser-password.spent is spent"), "{said}");
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    assert_eq!(bed.made("key-store --new-password")["connection"], "CONNECTED");
+}
+
+/// A connection that somebody's session was in the way of needs no password: that of the file would be
+/// one that KMS changed long ago.
+#[test]
+fn a_session_of_kmsuser_costs_no_password() {
+    let (bed, cluster) = Bed::ready();
+    let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    bed.disconnect(&id);
+    bed.fake.fail_connections(&id, Some("USER_LOGGED_IN"));
+    assert!(bed.refused("key-store --mend").contains("`logout`"));
+    bed.fake.fail_connections(&id, None);
     assert_eq!(bed.made("key-store --mend")["connection"], "CONNECTED");
+    assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
+    // Somebody set a password in order to log in, and has said so while nothing was connected.
+    bed.disconnect(&id);
+    until("the end of it", || !text(&bed.output("plan")).contains("DISCONNECTING"));
+    bed.fake.set_hsm_user(&cluster, "kmsuser", PASSWORD).unwrap();
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    let calls = bed.fake.calls("ConnectCustomKeyStore");
+    assert_eq!(bed.made("key-store --new-password")["connection"], "CONNECTED");
+    assert_eq!(bed.fake.calls("ConnectCustomKeyStore"), calls + 1);
+}
+
+#[test]
+fn a_password_is_spent_with_the_first_connection() {
+    let (bed, _) = Bed::ready();
+    let [own, spent] = ["kmsuser-password", "kmsuser-password.spent"]
+        .map(|name| bed.dir.path().join("kmsfs-kmsfs").join(name));
+    bed.fake.set_connect_time(Duration::from_secs(3600));
+    let mut command = bed.command("key-store");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the connection", || bed.fake.calls_ok("ConnectCustomKeyStore") == 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(own.exists() && !spent.exists());
+    // The one that sees it connected says so, whoever asked for it.
+    bed.fake.set_connect_time(Duration::ZERO);
+    let store = bed.fake.client().call("DescribeCustomKeyStores", &json!({})).unwrap();
+    let id = &store["CustomKeyStores"][0]["CustomKeyStoreId"];
+    bed.fake.control(&json!({ "store": { "id": id, "state": "CONNECTED" } })).unwrap();
+    let said = text(&bed.output("key-store"));
+    assert!(said.contains("kmsuser-password.spent"), "{said}");
+    assert!(!own.exists() && spent.exists());
+    assert_eq!(bed.made("key-store")["connection"], "CONNECTED");
+    // Another store needs another one, and the sentence says why.
+    let other = bed.fake.create_cluster(2).0;
+    let said = bed.refused(&format!("key-store --store other --cluster {other}"));
+    assert!(said.contains("kmsuser-password.spent is spent"), "{said}");
 }
 
 #[test]
@@ -454,7 +512,8 @@ fn a_store_that_falls_back_at_once_is_mended_too() {
     let said = falls_back("key-store", Value::Null);
     assert!(said.contains("KMS does not say why"), "{said}");
     assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
-    let said = falls_back("key-store --mend", json!("INVALID_CREDENTIALS"));
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    let said = falls_back("key-store --new-password", json!("INVALID_CREDENTIALS"));
     assert_eq!(bed.fake.calls_ok("UpdateCustomKeyStore"), 1, "{said}");
 }
 
