@@ -12,5 +12,6 @@ mod certificate;
 mod followed;
 mod ground;
 mod key;
+mod plans;
 mod stores;
 mod story;
