@@ -17,8 +17,9 @@ const LAYERS: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that only these top-level modules may name.
-const OWNED_CRATES: [(&str, &[&str]); 23] = [
+const OWNED_CRATES: [(&str, &[&str]); 24] = [
     ("aws_config", &["keys"]),
+    ("aws_runtime", &["keys"]),
     ("aws_credential_types", &["keys"]),
     ("aws_sdk_kms", &["keys", "provision"]),
     ("aws_sdk_cloudhsmv2", &["provision"]),

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use crate::crypto::BACKEND;
@@ -21,7 +22,7 @@ use super::mounted::{StatusArgs, SyncArgs, UmountArgs};
 use super::provision::{self, ProvisionArgs};
 use super::recover::RecoverArgs;
 use super::verify::VerifyArgs;
-use super::{cat, doctor, estimate, export, info, init, key, mounted, recover, verify};
+use super::{cat, doctor, estimate, export, info, init, key, kms, mounted, recover, verify};
 
 /// Make, inspect and look after kmsfs volumes; `kmsfs` mounts them
 #[derive(Parser)]
@@ -59,10 +60,13 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     sys::logging::init(log::LevelFilter::Warn);
     sys::process::raise_open_file_limit();
-    let result = sys::harden_process()
-        .map_err(|error| anyhow::Error::new(error).context("cannot forbid core dumps"))
-        .and_then(|()| run(arguments.command));
+    let result = prepare().and_then(|()| run(arguments.command));
     exit::report("kmsfsctl", result)
+}
+
+fn prepare() -> anyhow::Result<()> {
+    kms::ignore_ambient_endpoints().context("cannot leave out the variables AWS_ENDPOINT_URL")?;
+    sys::harden_process().context("cannot forbid core dumps")
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

@@ -51,6 +51,13 @@ impl KmsOptions {
     }
 }
 
+/// Only options say where keys and what proves who we are may be sent. To be called first thing.
+pub fn ignore_ambient_endpoints() -> std::io::Result<()> {
+    #[cfg(feature = "aws")]
+    crate::keys::aws::ignore_endpoints()?;
+    Ok(())
+}
+
 /// An endpoint that keys may be sent to.
 pub fn endpoint(text: &str) -> Result<String, String> {
     #[cfg(feature = "aws")]

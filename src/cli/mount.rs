@@ -110,6 +110,10 @@ struct Arguments {
 /// Runs the program; returns its exit code.
 pub fn main() -> i32 {
     let inherited = process::open_descriptors();
+    if let Err(e) = kms::ignore_ambient_endpoints() {
+        eprintln!("kmsfs: cannot leave out the variables AWS_ENDPOINT_URL: {e}");
+        return super::exit::FAILURE;
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {

@@ -3,6 +3,7 @@
 //! Every call has a deadline, takes its share of the rate, is tried again while that may help, and is
 //! counted. Nothing of the SDK is visible from outside.
 
+mod ambient;
 mod arn;
 mod breaker;
 mod calls;
@@ -11,6 +12,7 @@ mod connection;
 mod examine;
 mod rate;
 
+pub use ambient::ignore_endpoints;
 pub use arn::KeyArn;
 pub use connection::{Connection, Endpoint, Fault, Route, SdkConfig, fault};
 pub use examine::{Subject, examine};

@@ -8,12 +8,13 @@ mod executor;
 mod passwords;
 
 pub use executor::{Executor, Tools};
-pub use passwords::{ADMIN, KMSUSER, Keep, Passwords, new_password};
+pub use passwords::{ADMIN, KMSUSER, Keep, Passwords, new_password, spend, spent};
 
 use super::Teller;
 use super::account::{Account, Refused};
 use super::certificate::{Files, check};
 use super::initialize::{Seen, describe};
+use super::key_store::{StoreFacts, find_of_cluster};
 use super::shell::quoted;
 use crate::crypto::SecretBytes;
 use crate::keys::aws::classify::Class;
@@ -146,6 +147,7 @@ impl Activation<'_> {
         let users = if activated { self.users()? } else { users };
         let kmsuser_created = users.kms_user()?.is_none();
         if kmsuser_created {
+            self.refuse_beside_kms()?;
             self.create_user()?;
         }
         let done = if kmsuser_created { "made" } else { "was there" };
@@ -218,6 +220,23 @@ impl Activation<'_> {
                 state => Ok(Err(state.to_string())),
             }
         })
+    }
+
+    /// KMS that is connected is logged in as a user that then must be there, with a password nobody else
+    /// knows: another one of that name would take the store's keys away.
+    fn refuse_beside_kms(&self) -> Result<(), Refused> {
+        let found = match find_of_cluster(self.account, self.cluster) {
+            // Who may not look at key stores may make users all the same.
+            Err(refused) if refused.class == Class::Denied => None,
+            found => found?,
+        };
+        let Some(store) = found.filter(StoreFacts::is_connected) else { return Ok(()) };
+        Err(self.refused(format!(
+            "key store {} ({}) is connected, so KMS is logged in as {KMS_USER}, but `user list` has it \
+             not; see whether --exec reaches the right cluster; if it was deleted, disconnect the key \
+             store and run this again",
+            store.name, store.id
+        )))
     }
 
     /// With the administrator's password, which must be at hand: a new one would be a wrong one.

@@ -3,8 +3,8 @@
 /// What can be done from here once the cause is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// KMS is told the password or credential anew.
-    Secret,
+    /// KMS is told the credential of the proxy anew.
+    Credential,
     /// It may work after a while.
     Patience,
     /// Somebody has to do something elsewhere first.
@@ -37,10 +37,11 @@ const fn row(
 pub const CONNECTION_ADVICE: &[Advice] = &[
     row(
         "INVALID_CREDENTIALS",
-        Remedy::Secret,
+        Remedy::Elsewhere,
         "the HSMs do not accept the password that KMS has for kmsuser",
-        "set it in the cluster (`cloudhsm-cli user change-password --username kmsuser --role \
-         crypto-user`), put the same into the password file, and run this again with --mend",
+        "set a new one in the cluster (`cloudhsm-cli user change-password --username kmsuser --role \
+         crypto-user`, as its administrator), log out, put the same into the password file, and run \
+         this again with --new-password",
     ),
     row(
         "CLUSTER_NOT_FOUND",
@@ -70,24 +71,26 @@ pub const CONNECTION_ADVICE: &[Advice] = &[
     ),
     row(
         "USER_LOCKED_OUT",
-        Remedy::Secret,
+        Remedy::Elsewhere,
         "kmsuser is locked out after too many wrong passwords",
         "let the cluster's administrator give kmsuser a new password (`cloudhsm-cli user \
-         change-password`), put it into the password file, and run this again with --mend",
+         change-password`) and log out, put it into the password file, and run this again with \
+         --new-password",
     ),
     row(
         "USER_NOT_FOUND",
-        Remedy::Secret,
+        Remedy::Elsewhere,
         "its cluster has no crypto user named kmsuser",
-        "make one with the password in the password file (`kmsfsctl provision activate` does, or shows \
-         how), and run this again with --mend",
+        "make one (`kmsfsctl provision activate` does, or shows how), see that the password file holds \
+         its password, and run this again with --new-password",
     ),
     row(
         "USER_LOGGED_IN",
-        Remedy::Secret,
+        Remedy::Elsewhere,
         "somebody else is logged in to the cluster as kmsuser",
-        "end every session of kmsuser, have its password changed so that nobody else has it, put the \
-         new one into the password file, and run this again with --mend",
+        "end every session of kmsuser (`logout`) and run this again with --mend; if kmsuser was given \
+         another password for that session, put that into the password file and run this again with \
+         --new-password instead",
     ),
     row(
         "SUBNET_NOT_FOUND",
@@ -106,7 +109,7 @@ pub const CONNECTION_ADVICE: &[Advice] = &[
     ),
     row(
         "XKS_PROXY_ACCESS_DENIED",
-        Remedy::Secret,
+        Remedy::Credential,
         "the proxy of the external key manager does not accept the credential of KMS",
         "put the credential the proxy has now into the credential file and run this again with --mend",
     ),
@@ -200,7 +203,7 @@ mod tests {
         for code in ConnectionErrorCodeType::values().iter().chain(&["SOMETHING_NEW"]) {
             let said = sentence("vault", code);
             assert!(said.contains("vault") && said.contains(code), "{said}");
-            assert!(said.contains("--mend"), "{said}");
+            assert!(said.contains("--mend") || said.contains("--new-password"), "{said}");
         }
         assert_eq!(connection_advice("SOMETHING_NEW").map(|row| row.code), None);
     }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::Teller;
 use super::account::{Account, Clients, Refused};
+use super::activate::spent;
 use super::connection::{Remedy, connection_advice, sentence};
 use super::files::read_own;
 use super::once::once;
@@ -66,11 +67,7 @@ impl Backing {
         let read = read_private_file(password, "password file");
         let password = read.map_err(|error| match password.exists() {
             true => bad(error.to_string()),
-            false => bad(format!(
-                "there is no {}: `kmsfsctl provision activate` makes kmsuser and keeps its password \
-                 there; if it is somewhere else, say where with --kmsuser-password-file",
-                password.display()
-            )),
+            false => bad(no_password(password)),
         })?;
         check_password(&password)?;
         let (cluster, password) = (cluster.to_owned(), Arc::new(password));
@@ -84,6 +81,23 @@ impl Backing {
             Self::External(_) => None,
         }
     }
+}
+
+/// What to do if there is no file with the password of `kmsuser`.
+fn no_password(path: &Path) -> String {
+    let (file, spent) = (path.display(), spent(path));
+    if spent.exists() {
+        return format!(
+            "what is in {} is spent: KMS has given kmsuser another password since. Set a new one in \
+             the cluster (`cloudhsm-cli user change-password --username kmsuser --role crypto-user`), \
+             put it into {file} (mode 0600), and run the same command again",
+            spent.display()
+        );
+    }
+    format!(
+        "there is no {file}: `kmsfsctl provision activate` makes kmsuser and keeps its password there; \
+         if it is somewhere else, say where with --kmsuser-password-file"
+    )
 }
 
 /// The proxy of an external key manager.
@@ -231,7 +245,7 @@ pub fn find_of_cluster(account: &Account, cluster: &str) -> Result<Option<StoreF
 }
 
 /// A cluster serves one key store. KMS would say so too, but not which one has it.
-fn require_free(account: &Account, cluster: &str) -> Result<(), Refused> {
+pub fn require_free(account: &Account, cluster: &str) -> Result<(), Refused> {
     let Some(store) = find_of_cluster(account, cluster)? else { return Ok(()) };
     let text = format!(
         "cluster {cluster} serves key store {} ({}) already, and can serve no other: use that one with \
@@ -269,9 +283,6 @@ pub fn ensure_store(
     }
     if let Backing::CloudHsm { password, .. } = &wish.backing {
         check_password(password)?;
-    }
-    if let Some(cluster) = wish.backing.cluster() {
-        require_free(account, cluster)?;
     }
     let made = once(account, || create(account, wish).map(Some), || Ok(by_name()?.map(|_| None)))?;
     let store = appear(account, made.as_deref(), &wish.name, teller)?;
@@ -350,36 +361,47 @@ fn credential(proxy: &Proxy) -> Result<XksProxyAuthenticationCredentialType, Fau
         .map_err(|error| Fault::new(Class::Misconfigured, error.to_string()))
 }
 
-/// Gives what is behind a store, secret included; asked only if KMS has to be told the secret anew.
-pub type Secrets<'a> = &'a dyn Fn() -> Result<Backing, Refused>;
+/// What may be done to a store that does not connect.
+#[derive(Clone, Copy)]
+pub struct Mend<'a> {
+    /// Gives what is behind it, secret included; asked only if KMS has to be told the secret.
+    pub secrets: &'a dyn Fn() -> Result<Backing, Refused>,
+    /// Somebody has set a new password of `kmsuser` in the cluster, and that is the secret. KMS alone
+    /// knows the one it made at its first connection, and would forget it for any other.
+    pub new_password: bool,
+}
 
-/// Connects it, whatever state it is in. To mend, what fails is disconnected, told its secret anew if
-/// that is the cause, and connected again; without `mend`, a failure is said and left as it is.
+/// Connects it, whatever state it is in. To mend, what fails is disconnected, told its secret if that
+/// is new or the cause, and connected again; without `mend`, a failure is said and left as it is.
 pub fn ensure_connected(
     account: &Account,
     id: &str,
-    mend: Option<Secrets<'_>>,
+    mend: Option<Mend<'_>>,
     teller: &dyn Teller,
 ) -> Result<StoreFacts, Refused> {
     let (mut tries, mut told) = (0, false);
     loop {
         let store = settled(account, id, teller)?;
-        match &store.connection[..] {
-            "CONNECTED" => {
+        match (&store.connection[..], mend) {
+            ("CONNECTED", _) => {
                 teller.done(&format!("key store {} is connected", store.name));
                 return Ok(store);
             }
+            (_, Some(mend)) if mend.new_password && !told => {
+                tell(account, &store, mend, teller)?;
+                told = true;
+            }
             // Some causes let KMS give up at once and leave the store disconnected.
-            "FAILED" | "DISCONNECTED" if tries > 0 || store.connection == "FAILED" => {
+            ("FAILED" | "DISCONNECTED", _) if tries > 0 || store.connection == "FAILED" => {
                 let code = match &store.error {
                     Some(code) => &code[..],
                     None if store.connection == "FAILED" => "no reason given",
                     None => return Err(undone(&store)),
                 };
-                let Some(secrets) = mend.filter(|_| helps(code, tries, told)) else {
+                let Some(mend) = mend.filter(|_| helps(code, tries, told)) else {
                     return Err(Refused::here(Class::Misconfigured, sentence(&store.name, code)));
                 };
-                told |= put_right(account, &store, code, secrets, teller)?;
+                told |= put_right(account, &store, code, mend, teller)?;
             }
             _ => {}
         }
@@ -394,8 +416,8 @@ pub fn ensure_connected(
 fn helps(code: &str, tries: u32, told: bool) -> bool {
     match connection_advice(code).map(|advice| advice.remedy) {
         Some(Remedy::Patience) => tries < TRIES,
-        // Told once, KMS knows the secret that there is.
-        Some(Remedy::Secret) => !told,
+        // Told once, KMS knows the credential that there is.
+        Some(Remedy::Credential) => !told,
         _ => tries == 0,
     }
 }
@@ -406,26 +428,44 @@ fn put_right(
     account: &Account,
     store: &StoreFacts,
     code: &str,
-    secrets: Secrets<'_>,
+    mend: Mend<'_>,
     teller: &dyn Teller,
 ) -> Result<bool, Refused> {
     let remedy = connection_advice(code).map(|advice| advice.remedy);
-    let told = remedy == Some(Remedy::Secret);
-    // Had before anything is changed.
-    let backing = if told { Some(secrets()?) } else { None };
-    if store.connection == "FAILED" {
-        disconnect(account, &store.id, teller)?;
+    if remedy == Some(Remedy::Credential) {
+        tell(account, store, mend, teller)?;
+        return Ok(true);
     }
-    if let Some(backing) = &backing {
-        renew_secret(account, &store.id, backing)?;
-        teller.done(&format!("KMS is told the secret of key store {} anew", store.name));
-    }
+    leave_failed(account, store, teller)?;
     if remedy == Some(Remedy::Patience) {
         let pause = (account.pace.poll * PAUSE_POLLS).min(account.pace.patience);
         teller.waiting(&format!("key store {}", store.name), &format!("pausing after {code}"));
         std::thread::sleep(pause);
     }
-    Ok(told)
+    Ok(false)
+}
+
+/// Tells KMS the secret of a store that is not connected.
+fn tell(
+    account: &Account,
+    store: &StoreFacts,
+    mend: Mend<'_>,
+    teller: &dyn Teller,
+) -> Result<(), Refused> {
+    // Had before anything is changed.
+    let backing = (mend.secrets)()?;
+    leave_failed(account, store, teller)?;
+    renew_secret(account, &store.id, &backing)?;
+    teller.done(&format!("KMS is told the secret of key store {} anew", store.name));
+    Ok(())
+}
+
+/// A store that failed has to be disconnected before anything else.
+fn leave_failed(account: &Account, store: &StoreFacts, teller: &dyn Teller) -> Result<(), Refused> {
+    match &store.connection[..] {
+        "FAILED" => disconnect(account, &store.id, teller),
+        _ => Ok(()),
+    }
 }
 
 /// Waits until it is neither connecting nor disconnecting.
@@ -534,8 +574,10 @@ mod tests {
     fn mending_ends() {
         assert!(helps("NETWORK_ERRORS", 0, false) && helps("INTERNAL_ERROR", TRIES - 1, true));
         assert!(!helps("NETWORK_ERRORS", TRIES, false));
-        assert!(helps("USER_LOCKED_OUT", 1, false) && !helps("INVALID_CREDENTIALS", 1, true));
-        for code in ["CLUSTER_NOT_FOUND", "SOMETHING_NEW"] {
+        assert!(helps("XKS_PROXY_ACCESS_DENIED", 1, false));
+        assert!(!helps("XKS_PROXY_ACCESS_DENIED", 1, true));
+        for code in ["CLUSTER_NOT_FOUND", "USER_LOGGED_IN", "INVALID_CREDENTIALS", "SOMETHING_NEW"]
+        {
             assert!(helps(code, 0, false) && !helps(code, 1, false));
         }
     }

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::TAG_VOLUME;
 use super::account::{Account, Caller, Refused};
 use super::activate::KMSUSER;
 use super::certificate::Files;
@@ -15,6 +16,9 @@ use crate::keys::prices::{HOURS_PER_MONTH, HSM_PER_HOUR, KEY_PER_MONTH};
 pub const PRICE_NOTE: &str = "list prices of us-east-1 in dollars as of 2026, without requests and \
                               taxes: other Regions and times may differ. HSMs are paid for from their \
                               creation to their deletion, used or not";
+
+/// What `certificate` checks the hardware against.
+const HARDWARE_ROOTS: &str = " --aws-hardware-root FILE --manufacturer-root FILE";
 
 /// Whether something is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -182,23 +186,25 @@ impl<'a> View<'a> {
     }
 
     fn claim_steps(&self) -> Vec<Step> {
-        let genuine =
-            self.claimed("to be checked before the cluster is claimed; later it cannot be");
+        let certificate = self.with_files("certificate", HARDWARE_ROOTS);
+        let mut proof = step("proof that the HSM is a genuine one", Place::Here, self.genuine());
+        if self.claimed("").0 != State::Exists {
+            proof = proof.by(certificate.clone());
+        }
         vec![
-            step("proof that the HSM is a genuine one", Place::Here, genuine)
-                .by(self.with_files("certificate", "")),
+            proof,
             step(
                 "a signing key of your own and the cluster's certificate",
                 Place::Here,
                 self.anchor(),
             )
-            .by(self.with_files("certificate", "")),
+            .by(certificate.clone()),
             step(
                 "the cluster claimed with that certificate",
                 Place::Api,
                 self.claimed("not claimed"),
             )
-            .by(self.with_files("certificate", "")),
+            .by(certificate),
             step("a host in the VPC with cloudhsm-cli", Place::VpcHost, self.activated())
                 .by(self.with_files("activate", "")),
             step("the cluster's administrator", Place::VpcHost, self.activated())
@@ -237,8 +243,7 @@ impl<'a> View<'a> {
                 .by(make.clone())
                 .monthly(KEY_PER_MONTH),
             step("an alias for the key", Place::Api, alias).by(make),
-            step("a volume on the key", Place::Here, later("volumes"))
-                .by("kmsfsctl init --key aws-kms:ARN DIRECTORY"),
+            step("a volume on the key", Place::Here, later("volumes")).by(self.init()),
             step(
                 "CloudTrail, alarms, and a note of who may do what",
                 Place::Human,
@@ -304,6 +309,19 @@ impl<'a> View<'a> {
         }
     }
 
+    /// That a cluster is claimed does not say whether anybody asked its hardware for proof before.
+    fn genuine(&self) -> Finding {
+        match self.claimed(
+            "to be checked before the cluster is claimed; later it cannot be. AWS's CloudHSM User \
+             Guide (\"verify the identity and authenticity of your cluster's HSM\") links both roots",
+        ) {
+            (State::Exists, _) => unknown(
+                "the cluster is claimed, and nothing shows whether its hardware was checked before",
+            ),
+            other => other,
+        }
+    }
+
     fn claimed(&self, otherwise: &str) -> Finding {
         self.of_cluster(|cluster| match cluster.is_initialized() {
             true => exists("the cluster is claimed"),
@@ -347,18 +365,43 @@ impl<'a> View<'a> {
     }
 
     fn key(&self) -> Finding {
-        match (&self.survey.key, &self.survey.store) {
-            (Ok(Some(key)), Ok(Some(store))) if key.store.as_ref() != Some(&store.id) => {
-                let alias = &self.deployment.alias;
-                missing(format!("{alias} is {}, which is not in key store {}", key.arn, store.name))
+        let alias = &self.deployment.alias;
+        let key = match &self.survey.key {
+            Ok(Some(key)) => key,
+            Ok(None) => return missing(format!("no {alias}")),
+            Err(why) => return unknown(why),
+        };
+        let place = match &key.store {
+            Some(store) => format!("in key store {store}"),
+            None => "in no key store".to_owned(),
+        };
+        let elsewhere = |wanted: &str| {
+            missing(format!("{alias} is {}, which lies {place}, not in {wanted}", key.arn))
+        };
+        match &self.survey.store {
+            _ if key.deletion.is_some() => missing(format!("{} will be deleted", key.arn)),
+            Ok(Some(store)) if key.store.as_ref() == Some(&store.id) => {
+                exists(format!("{}, {}", key.arn, key.state))
             }
-            (Ok(Some(key)), _) if key.deletion.is_some() => {
-                missing(format!("{} will be deleted", key.arn))
-            }
-            (Ok(Some(key)), _) => exists(format!("{}, {}", key.arn, key.state)),
-            (Ok(None), _) => missing(format!("no {}", self.deployment.alias)),
-            (Err(why), _) => unknown(why),
+            Ok(Some(store)) => elsewhere(&format!("{} ({})", store.name, store.id)),
+            Ok(None) => elsewhere("the deployment's key store, which is not there yet"),
+            Err(_) if key.store.is_none() => elsewhere("the deployment's key store"),
+            Err(_) => unknown(format!(
+                "{}, {}, {place}; whether that is the deployment's cannot be seen",
+                key.arn, key.state
+            )),
         }
+    }
+
+    /// What makes a volume, for the key that there is.
+    fn init(&self) -> String {
+        let key = match (&self.survey.key, self.key()) {
+            (Ok(Some(key)), (State::Exists, _)) => Some(key),
+            _ => None,
+        };
+        let arn = key.map_or("ARN", |key| &key.arn);
+        let volume = key.and_then(|key| key.tag(TAG_VOLUME)).unwrap_or("ID");
+        format!("kmsfsctl init DIR --key aws-kms:{} --volume-id {}", quoted(arn), quoted(volume))
     }
 }
 

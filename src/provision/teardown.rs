@@ -3,16 +3,21 @@
 
 use serde::Serialize;
 
+use super::TAG_DEPLOYMENT;
 use super::account::{Account, Refused};
 use super::cluster::ClusterFacts;
 use super::key_store::StoreFacts;
 use super::shell::quoted;
-use super::survey::{self, Deployment, KeyFacts, Seen};
+use super::survey::{self, Deployment, KeyFacts, Keys, Seen, Survey};
 
 /// Least days between the order to delete a key and its end.
 pub const WAIT_DAYS: u32 = 7;
 /// Days that are put into the command: time to notice that something still needs the key.
 const PENDING_DAYS: u32 = 30;
+
+/// What keeps keys that nobody has seen: KMS deletes no key store that has any.
+const STOP: &str =
+    "If deleting the key store is refused because keys are in it, leave the HSMs alone.";
 
 /// One step.
 #[derive(Clone, Debug, Serialize)]
@@ -23,7 +28,9 @@ pub struct Step {
     pub what: &'static str,
     /// What there is.
     pub detail: String,
-    /// What does it, for each thing there is.
+    /// Each of the things there are, where that matters.
+    pub things: Vec<String>,
+    /// What does it, for each thing that goes.
     pub commands: Vec<String>,
 }
 
@@ -43,16 +50,10 @@ pub struct Teardown {
 /// Looks at what there is; deletes nothing.
 pub fn teardown(account: &Account, deployment: &Deployment) -> Result<Teardown, Refused> {
     let survey = survey::survey(account, deployment)?;
-    let keys = match &survey.store {
-        Ok(Some(store)) => survey::keys_in(account, &store.id)?,
-        // Where the store cannot be seen, its keys cannot be told from others.
-        Ok(None) => Ok((survey.key.clone().ok().flatten().into_iter().collect(), true)),
-        Err(why) => Err(why.clone()),
-    };
+    let keys = survey::keys_of(account, &deployment.name, &survey)?;
     let region = account.region().to_owned();
-    let mut warnings = warnings(&keys);
     let commands = Commands { region: &region };
-    let steps = [
+    let mut steps = vec![
         commands.keys(&keys),
         commands.wait(&keys),
         commands.disconnect(&survey.store),
@@ -60,19 +61,75 @@ pub fn teardown(account: &Account, deployment: &Deployment) -> Result<Teardown, 
         commands.hsms(&survey.cluster),
         commands.cluster(&survey.cluster),
     ];
-    if steps.iter().all(|step| step.commands.is_empty()) {
-        warnings
-            .push("Nothing of this deployment was found; check --name and --region.".to_owned());
+    if let Some(why) = keeps(&survey, &keys) {
+        for step in steps[2..].iter_mut().filter(|step| !step.commands.is_empty()) {
+            step.detail = format!("{}; not now: {why}", step.detail);
+            step.commands.clear();
+        }
     }
+    let mut warnings = warnings(&keys);
+    let hidden = hidden(&survey, &keys, &deployment.alias);
+    if is_empty(&survey, &keys) {
+        warnings.push(match hidden.is_empty() {
+            true => "Nothing of this deployment was found; check --name and --region.".to_owned(),
+            false => "Nothing of this deployment was found where this caller may look, and it may \
+                      not look everywhere: see below what is missing."
+                .to_owned(),
+        });
+    }
+    warnings.extend(hidden);
     let number = |(at, step): (usize, Step)| Step { number: at + 1, ..step };
     let steps = steps.into_iter().enumerate().map(number).collect();
     Ok(Teardown { name: deployment.name.clone(), region, steps, warnings })
 }
 
-/// Keys, and whether all could be looked at.
-type Keys = Seen<(Vec<KeyFacts>, bool)>;
+/// Whether nothing was seen; that does not mean that nothing is there.
+fn is_empty(survey: &Survey, keys: &Seen<Keys>) -> bool {
+    !matches!(survey.cluster, Ok(Some(_)))
+        && !matches!(survey.store, Ok(Some(_)))
+        && keys.as_ref().map_or(true, |keys| keys.own.is_empty())
+}
 
-fn warnings(keys: &Keys) -> Vec<String> {
+/// Why key store and cluster have to stay for now.
+fn keeps(survey: &Survey, keys: &Seen<Keys>) -> Option<String> {
+    if survey.store.is_err() {
+        return Some("it is not known which keys live in it".to_owned());
+    }
+    match keys.as_ref().map(|keys| keys.foreign.len()) {
+        Ok(0) | Err(_) => None,
+        Ok(number) => Some(format!("{number} keys of others live in it")),
+    }
+}
+
+/// What could not be looked at, and why.
+fn hidden(survey: &Survey, keys: &Seen<Keys>, alias: &str) -> Vec<String> {
+    let part = |what: &str, why: Option<&String>| {
+        why.map(|why| format!("{what} could not be looked at: {why}"))
+    };
+    let mut all = Vec::new();
+    all.extend(part("The cluster", survey.cluster.as_ref().err()));
+    all.extend(part("The key store", survey.store.as_ref().err()));
+    all.extend(part(alias, survey.key.as_ref().err()));
+    let keys = match keys {
+        Ok(keys) => keys,
+        Err(why) => {
+            all.push(format!("The keys could not be listed. {STOP} {why}"));
+            return all;
+        }
+    };
+    let unseen = "keys of the account could not be looked at, so there may be more of this deployment, \
+                  and of others in its key store.";
+    all.extend(keys.unseen.iter().map(|(number, why)| format!("{number} {unseen} {STOP} {why}")));
+    let untold = "keys of the account do not show their tags, so there may be more of this deployment, \
+                  rotated away before. The first of them:";
+    all.extend(keys.untold.iter().map(|(number, why)| format!("{number} {untold} {why}")));
+    if keys.is_cut {
+        all.push("Not every key of the account was looked at: there are too many.".to_owned());
+    }
+    all
+}
+
+fn warnings(keys: &Seen<Keys>) -> Vec<String> {
     let mut all = vec![
         "Once a key is deleted, nothing brings back what only it can unwrap. Run `kmsfsctl key status` \
          on every volume and on every restored backup: as long as a file header names the key, that \
@@ -91,19 +148,38 @@ fn warnings(keys: &Keys) -> Vec<String> {
          deletion is cancelled could not be used."
             .to_owned(),
     ];
-    match keys {
-        Ok((_, true)) => {}
-        Ok((_, false)) => all.push(
-            "Not every key of the account could be looked at: there may be more in the key store."
+    if keys.as_ref().is_ok_and(|keys| !keys.foreign.is_empty()) {
+        all.push(
+            "Others have keys in this key store, listed below: key store and cluster stay as long as \
+             these do, and a disconnected key store takes them away at once."
                 .to_owned(),
-        ),
-        Err(why) => all.push(format!("The keys could not be listed: {why}")),
+        );
     }
     all
 }
 
+/// A key for people; `whose` says to whom it belongs, if not to this deployment.
+fn shown(key: &KeyFacts, whose: &str) -> String {
+    let place = key.store.as_ref().map(|store| format!(", in {store}")).unwrap_or_default();
+    format!("{}, {}{place}{whose}", key.arn, key.state)
+}
+
+/// To whom a key in the key store belongs.
+fn whose(key: &KeyFacts) -> String {
+    match (&key.tags, key.tag(TAG_DEPLOYMENT)) {
+        (_, Some(other)) => format!("; of deployment {other}"),
+        (Ok(_), None) => "; of no deployment: whose?".to_owned(),
+        (Err(_), None) => "; its tags are not shown to this caller: whose?".to_owned(),
+    }
+}
+
 struct Commands<'a> {
     region: &'a str,
+}
+
+/// A step; its number comes later.
+fn step(what: &'static str, detail: &str, commands: Vec<String>) -> Step {
+    Step { number: 0, what, detail: detail.to_owned(), things: Vec::new(), commands }
 }
 
 impl Commands<'_> {
@@ -111,37 +187,41 @@ impl Commands<'_> {
         format!("aws {text} --region {}", quoted(self.region))
     }
 
-    fn keys(&self, keys: &Keys) -> Step {
-        let (detail, commands) = match keys {
-            Err(why) => (why.clone(), Vec::new()),
-            Ok((keys, _)) => {
-                let going = keys.iter().filter(|key| key.deletion.is_some()).count();
-                let left = keys.iter().filter(|key| key.deletion.is_none());
-                let command = |key: &KeyFacts| {
-                    let arn = quoted(&key.arn);
-                    self.aws(format!(
-                        "kms schedule-key-deletion --key-id {arn} --pending-window-in-days {PENDING_DAYS}"
-                    ))
-                };
-                (
-                    format!("{} keys, {going} to be deleted already", keys.len()),
-                    left.map(command).collect(),
-                )
-            }
+    fn keys(&self, keys: &Seen<Keys>) -> Step {
+        let what = "order the deletion of the keys";
+        let keys = match keys {
+            Ok(keys) => keys,
+            Err(why) => return step(what, why, Vec::new()),
         };
-        Step { number: 0, what: "order the deletion of the keys", detail, commands }
+        let (going, left): (Vec<_>, Vec<_>) =
+            keys.own.iter().partition(|key| key.deletion.is_some());
+        let command = |key: &&KeyFacts| {
+            let arn = quoted(&key.arn);
+            self.aws(format!(
+                "kms schedule-key-deletion --key-id {arn} --pending-window-in-days {PENDING_DAYS}"
+            ))
+        };
+        let others = match keys.foreign.len() {
+            0 => String::new(),
+            number => format!("; {number} in the key store are not this deployment's, and stay"),
+        };
+        let detail =
+            format!("{} keys, {} to be deleted already{others}", keys.own.len(), going.len());
+        let own = keys.own.iter().map(|key| shown(key, ""));
+        let foreign = keys.foreign.iter().map(|key| shown(key, &whose(key)));
+        let things = own.chain(foreign).collect();
+        Step { things, ..step(what, &detail, left.iter().map(command).collect()) }
     }
 
-    fn wait(&self, keys: &Keys) -> Step {
-        let keys = keys.as_ref().map_or(&[][..], |(keys, _)| keys);
+    fn wait(&self, keys: &Seen<Keys>) -> Step {
+        let keys = keys.as_ref().map_or(&[][..], |keys| &keys.own);
         let detail = format!(
             "at least {WAIT_DAYS} days, {PENDING_DAYS} with the commands above; until then `aws kms \
              cancel-key-deletion` takes it back. The key store cannot be deleted before"
         );
         let look =
             |key: &KeyFacts| self.aws(format!("kms describe-key --key-id {}", quoted(&key.arn)));
-        let commands = keys.iter().map(look).collect();
-        Step { number: 0, what: "wait until they are gone", detail, commands }
+        step("wait until they are gone", &detail, keys.iter().map(look).collect())
     }
 
     fn disconnect(&self, store: &Seen<Option<StoreFacts>>) -> Step {
@@ -167,7 +247,7 @@ impl Commands<'_> {
             Ok(None) => ("there is none".to_owned(), Vec::new()),
             Err(why) => (why.clone(), Vec::new()),
         };
-        Step { number: 0, what, detail, commands }
+        step(what, &detail, commands)
     }
 
     fn hsms(&self, cluster: &Seen<Option<ClusterFacts>>) -> Step {
@@ -183,7 +263,7 @@ impl Commands<'_> {
             Ok(None) => ("there is none".to_owned(), Vec::new()),
             Err(why) => (why.clone(), Vec::new()),
         };
-        Step { number: 0, what: "delete the HSMs", detail, commands }
+        step("delete the HSMs", &detail, commands)
     }
 
     fn cluster(&self, cluster: &Seen<Option<ClusterFacts>>) -> Step {
@@ -199,6 +279,6 @@ impl Commands<'_> {
             Ok(None) => ("there is none".to_owned(), Vec::new()),
             Err(why) => (why.clone(), Vec::new()),
         };
-        Step { number: 0, what: "delete the cluster", detail, commands }
+        step("delete the cluster", &detail, commands)
     }
 }

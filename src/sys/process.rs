@@ -18,12 +18,34 @@ pub enum Fork {
     Child,
 }
 
+/// Refuses what may be done only while one thread runs.
+fn be_alone(what: &str) -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1) != 1 {
+        return Err(io::Error::other(format!(
+            "{what} is possible only before threads are started"
+        )));
+    }
+    Ok(())
+}
+
+/// Takes the variables whose names begin so out of this process's environment. Refused while more
+/// than one thread runs: another might be reading it.
+pub fn unset_variables(prefix: &str) -> io::Result<()> {
+    be_alone("unsetting variables")?;
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            // SAFETY: no other thread exists that could read or change the environment, as checked
+            // above.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
+    Ok(())
+}
+
 /// Splits the process in two. Refused while more than one thread runs: the child would have
 /// copies of locks that nobody in it can release.
 pub fn fork() -> io::Result<Fork> {
-    if std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1) != 1 {
-        return Err(io::Error::other("fork is possible only before threads are started"));
-    }
+    be_alone("fork")?;
     // SAFETY: fork has no memory-safety precondition but that the child of a multi-threaded
     // process must not rely on other threads; only one thread exists, as checked above.
     let id = unsafe { libc::fork() };
@@ -85,10 +107,11 @@ mod tests {
     }
 
     #[test]
-    fn fork_is_refused_beside_other_threads() {
+    fn what_needs_to_be_alone_is_refused_beside_other_threads() {
         let (stop, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || wait.recv());
         assert!(fork().is_err());
+        assert!(unset_variables("A_VARIABLE").is_err());
         drop(stop);
         let _ = other.join();
     }

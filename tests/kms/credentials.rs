@@ -1,10 +1,11 @@
 //! Credentials from everywhere AWS programs look for them, and endpoints from nowhere but the options.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use super::aws::{FakeAws, Principal};
 use super::bed::{Bed, errno, said, until};
@@ -35,46 +36,116 @@ fn bed() -> Bed {
     bed
 }
 
-/// Serves fixed answers by method and path; `None` as method is any.
-fn serve(answers: Vec<(&'static str, &'static str, String)>) -> String {
+type Answers = Vec<(&'static str, &'static str, String)>;
+
+/// Serves fixed answers by method and path.
+fn serve(answers: Answers) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let answers: HashMap<_, _> = answers
-                .iter()
-                .map(|(method, path, body)| ((*method, *path), body.clone()))
-                .collect();
-            std::thread::spawn(move || answer(stream, &answers));
+            let answers = answers.clone();
+            std::thread::spawn(move || answer(BufReader::new(stream), &answers));
         }
     });
     format!("http://{address}")
 }
 
-fn answer(mut stream: TcpStream, answers: &HashMap<(&str, &str), String>) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut line = String::new();
-    while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
-        let (mut length, mut header) = (0, String::new());
-        while reader.read_line(&mut header).is_ok_and(|n| n > 2) {
-            let lower = header.to_ascii_lowercase();
-            if let Some(value) = lower.strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-            header.clear();
-        }
-        reader.read_exact(&mut vec![0; length]).unwrap();
+/// Answers one connection, until its other end has gone.
+fn answer<S: Read + Write>(mut stream: BufReader<S>, answers: &Answers) {
+    while let Some(line) = request(&mut stream) {
         let mut words = line.split(' ');
         let (method, path) = (words.next().unwrap(), words.next().unwrap_or_default());
         let path = path.split('?').next().unwrap_or_default();
-        let (status, body) = match answers.get(&(method, path)) {
-            Some(body) => ("200 OK", body.as_str()),
-            None => ("404 Not Found", ""),
-        };
+        let found = answers.iter().find(|(m, p, _)| (*m, *p) == (method, path));
+        let (status, body) = found.map_or(("404 Not Found", ""), |found| ("200 OK", &found.2));
         let length = body.len();
         let ttl = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds: 21600\r\n";
+        let stream = stream.get_mut();
         write!(stream, "HTTP/1.1 {status}\r\n{ttl}Content-Length: {length}\r\n\r\n{body}").unwrap();
-        line.clear();
+        stream.flush().unwrap();
+    }
+}
+
+/// The first line of the next request.
+fn request(stream: &mut impl BufRead) -> Option<String> {
+    let (mut line, mut header, mut length) = (String::new(), String::new(), 0);
+    stream.read_line(&mut line).ok().filter(|&n| n > 0)?;
+    while stream.read_line(&mut header).is_ok_and(|n| n > 2) {
+        let lower = header.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        header.clear();
+    }
+    stream.read_exact(&mut vec![0; length]).unwrap();
+    Some(line)
+}
+
+/// What a host of AWS's would be, behind a proxy that leads every name to it.
+struct Amazon {
+    proxy: String,
+    certificate: PathBuf,
+    /// The names it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Amazon {
+    fn start(bed: &Bed, names: &[&str], answers: Answers) -> Amazon {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        let certificate = bed.path("amazon.pem");
+        fs::write(&certificate, made.cert.pem()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+        let tls = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = format!("http://{}", listener.local_addr().unwrap());
+        let (tls, asked) = (Arc::new(tls), Arc::<Mutex<Vec<String>>>::default());
+        let names = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (tls, names, answers) = (tls.clone(), names.clone(), answers.clone());
+                std::thread::spawn(move || {
+                    let mut plain = BufReader::new(stream);
+                    let Some(line) = request(&mut plain) else { return };
+                    names.lock().unwrap().push(line.trim().to_owned());
+                    let mut stream = plain.into_inner();
+                    write!(stream, "HTTP/1.1 200 OK\r\n\r\n").unwrap();
+                    let tls = rustls::ServerConnection::new(tls).unwrap();
+                    answer(BufReader::new(rustls::StreamOwned::new(tls, stream)), &answers);
+                });
+            }
+        });
+        Amazon { proxy, certificate, asked }
+    }
+
+    /// The variables that lead there.
+    fn variables(&self) -> [(&'static str, String); 2] {
+        let certificate = self.certificate.display().to_string();
+        [("HTTPS_PROXY", self.proxy.clone()), ("SSL_CERT_FILE", certificate)]
+    }
+}
+
+/// A place nobody may be led to: whether anybody has connected.
+struct Elsewhere(TcpListener);
+
+impl Elsewhere {
+    fn open() -> Elsewhere {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Elsewhere(listener)
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.0.local_addr().unwrap())
+    }
+
+    /// A caller waits in the queue of the listener, so this is not a matter of time.
+    fn was_visited(&self) -> bool {
+        self.0.accept().is_ok()
     }
 }
 
@@ -150,17 +221,18 @@ fn a_web_identity() {
          a-token</SessionToken><Expiration>{EXPIRES}</Expiration></Credentials>\
          </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
     );
-    let server = serve(vec![("POST", "/", answer)]);
+    let amazon = Amazon::start(&bed, &["sts.us-east-1.amazonaws.com"], vec![("POST", "/", answer)]);
+    let elsewhere = Elsewhere::open();
     let token = bed.path("token");
     fs::write(&token, "a.web.token").unwrap();
-    opens_with(
-        &mut bed,
-        &[
-            ("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string()),
-            ("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r".into()),
-            ("AWS_ENDPOINT_URL_STS", server),
-        ],
-    );
+    let ambient = ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"].map(|name| (name, elsewhere.url()));
+    let identity = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.display().to_string()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/r".into()),
+    ];
+    opens_with(&mut bed, &[&amazon.variables()[..], &ambient, &identity].concat());
+    assert_eq!(*amazon.asked.lock().unwrap(), ["CONNECT sts.us-east-1.amazonaws.com:443 HTTP/1.1"]);
+    assert!(!elsewhere.was_visited());
 }
 
 #[test]
@@ -168,14 +240,18 @@ fn single_sign_on() {
     let mut bed = bed();
     let answer = "{\"roleCredentials\":{\"accessKeyId\":\"ASIATEMPORARY\",\"secretAccessKey\":\
         \"temporary\",\"sessionToken\":\"a-token\",\"expiration\":4070908800000}}";
-    let server = serve(vec![("GET", "/federation/credentials", answer.into())]);
+    let name = "portal.sso.us-east-1.amazonaws.com";
+    let answers = vec![("GET", "/federation/credentials", answer.into())];
+    let (amazon, elsewhere) = (Amazon::start(&bed, &[name], answers), Elsewhere::open());
     let home = bed.path("home");
     let cache = home.join(".aws/sso/cache");
     fs::create_dir_all(&cache).unwrap();
     let url = "https://example.awsapps.com/start";
+    let other = elsewhere.url();
     let config = format!(
         "[default]\nsso_start_url={url}\nsso_region=us-east-1\nsso_account_id=111122223333\n\
-         sso_role_name=r\n"
+         sso_role_name=r\nendpoint_url = {other}\nservices = s\n\n\
+         [services s]\nsso =\n  endpoint_url = {other}\n"
     );
     fs::write(home.join(".aws/config"), config).unwrap();
     let sum = said(Command::new("sh").args(["-c", &format!("printf %s {url} | sha1sum")]));
@@ -185,15 +261,14 @@ fn single_sign_on() {
          \"us-east-1\"}}"
     );
     fs::write(cache.join(format!("{sum}.json")), token).unwrap();
-    let config = home.join(".aws/config").display().to_string();
-    opens_with(
-        &mut bed,
-        &[
-            ("HOME", home.display().to_string()),
-            ("AWS_CONFIG_FILE", config),
-            ("AWS_ENDPOINT_URL_SSO", server),
-        ],
-    );
+    let mut variables = amazon.variables().to_vec();
+    variables.push(("HOME", home.display().to_string()));
+    // A path that is not given whole begins at HOME.
+    variables.push(("AWS_CONFIG_FILE", "~/.aws/config".into()));
+    variables.push(("AWS_ENDPOINT_URL_SSO", other));
+    opens_with(&mut bed, &variables);
+    assert_eq!(*amazon.asked.lock().unwrap(), [format!("CONNECT {name}:443 HTTP/1.1")]);
+    assert!(!elsewhere.was_visited());
 }
 
 #[test]

@@ -81,6 +81,38 @@ fn everything_in_one_go() {
     assert!(told.contains("Next: kmsfsctl init DIR --key aws-kms:arn:"), "{told}");
 }
 
+/// KMS gives `kmsuser` a password of its own as soon as it connects.
+#[test]
+fn the_password_that_kms_has_changed_is_spent() {
+    let ground = Ground::new();
+    let report = answered(&mut all_here(&ground));
+    assert_eq!(report["complete"], true);
+    let own = ground.path("kmsfs-kmsfs/kmsuser-password");
+    assert!(!own.exists() && ground.path("kmsfs-kmsfs/kmsuser-password.spent").exists());
+    assert_eq!(outcomes(&answered(&mut all_here(&ground))), every("there"));
+    let tool = |name: &str| ground.path("tools").join(name).to_str().unwrap().to_owned();
+    let (cli, configure) = (tool("cloudhsm-cli"), tool("configure-cli"));
+    let place = ["--exec", "local", "--cloudhsm-cli", &cli, "--configure-cli", &configure];
+    let activate = [&["activate"][..], &place].concat();
+    // The user KMS is logged in as cannot be missing, and is not replaced.
+    let cluster = ground.fake.clusters()[0]["ClusterId"].as_str().unwrap().to_owned();
+    ground.fake.delete_hsm_user(&cluster, "kmsuser").unwrap();
+    let error = refused(&mut ground.provision(&activate));
+    assert!(error.contains("is connected, so KMS is logged in as kmsuser"), "{error}");
+    assert!(!own.exists());
+    // In a store that does not connect it is, and KMS is told once.
+    let store = ground.fake.client().call("DescribeCustomKeyStores", &json!({})).unwrap();
+    let id = &store["CustomKeyStores"][0]["CustomKeyStoreId"];
+    let state = json!({ "id": id, "state": "FAILED", "error": "USER_NOT_FOUND" });
+    ground.fake.control(&json!({ "store": state })).unwrap();
+    answered(&mut ground.provision(&activate));
+    assert!(own.exists());
+    assert!(refused(&mut all_here(&ground)).contains("--new-password"));
+    let report = answered(all_here(&ground).arg("--new-password"));
+    assert_eq!(report["complete"], true);
+    assert!(!own.exists());
+}
+
 #[test]
 fn nothing_is_made_that_was_not_agreed_to() {
     let ground = Ground::new();

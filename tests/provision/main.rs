@@ -15,6 +15,7 @@ mod followed;
 mod ground;
 mod key;
 mod marks;
+mod plans;
 mod sentences;
 mod stores;
 mod story;

@@ -1,4 +1,4 @@
-//! Clusters, HSMs and key stores; plans.
+//! Clusters, HSMs and key stores.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,26 +12,24 @@ use kmsfs::provision::connection::{CONNECTION_ADVICE, sentence};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::aws::{
-    ACCESS_KEY, CONNECTION_ERRORS, Client, Effect, FakeAws, Fault, Principal, Rule, SECRET_KEY,
-};
+use super::aws::{ACCESS_KEY, CONNECTION_ERRORS, Client, Effect, FakeAws, Fault, Rule, SECRET_KEY};
 
 const PASSWORD: &str = "KmsUserPassword7";
 
 /// A fake, and a directory to work in.
-struct Bed {
-    fake: FakeAws,
+pub struct Bed {
+    pub fake: FakeAws,
     dir: TempDir,
 }
 
 impl Bed {
-    fn new() -> Bed {
+    pub fn new() -> Bed {
         let dir = TempDir::with_prefix("kmsfs-provision-").unwrap();
         Bed { fake: FakeAws::start(), dir }
     }
 
     /// With an active cluster of the deployment, `kmsuser`, and the files of both.
-    fn ready() -> (Bed, String) {
+    pub fn ready() -> (Bed, String) {
         let bed = Bed::new();
         let (cluster, anchor) = bed.fake.create_cluster(2);
         bed.tag(&cluster, "kmsfs");
@@ -42,7 +40,7 @@ impl Bed {
         (bed, cluster)
     }
 
-    fn client(&self) -> Client {
+    pub fn client(&self) -> Client {
         self.fake.client()
     }
 
@@ -62,7 +60,7 @@ impl Bed {
     }
 
     /// `kmsfsctl provision ARGUMENTS`.
-    fn command(&self, arguments: &str) -> Command {
+    pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kmsfsctl"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("AWS_") {
@@ -86,21 +84,21 @@ impl Bed {
         command
     }
 
-    fn output(&self, arguments: &str) -> Output {
+    pub fn output(&self, arguments: &str) -> Output {
         let output = self.command(arguments).output().unwrap();
         assert!(!text(&output).contains(PASSWORD), "{}", text(&output));
         output
     }
 
     /// What a command that must succeed printed as JSON.
-    fn made(&self, arguments: &str) -> Value {
+    pub fn made(&self, arguments: &str) -> Value {
         let output = self.output(&format!("{arguments} --json"));
         assert!(output.status.success(), "{arguments}: {}", text(&output));
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// What a command that must fail said.
-    fn refused(&self, arguments: &str) -> String {
+    pub fn refused(&self, arguments: &str) -> String {
         let output = self.output(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments}: {}", text(&output));
         assert!(output.stdout.is_empty());
@@ -119,12 +117,12 @@ impl Bed {
     }
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     format!("{} {out}{err}", output.status)
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
         assert!(started.elapsed() < Duration::from_secs(30), "never came: {what}");
@@ -312,7 +310,7 @@ fn a_key_store_is_made_and_connected_once() {
     let made = bed.made("key-store");
     assert_eq!((&made["connection"], &made["name"]), (&json!("CONNECTED"), &json!("kmsfs")));
     assert_eq!((&made["cluster"], &made["error"]), (&json!(cluster), &Value::Null));
-    // KMS has given kmsuser another password by now, so the file is of no more use.
+    // KMS has given kmsuser another password by now, and the certificate is of no more use.
     fs::remove_dir_all(bed.dir.path().join("kmsfs-kmsfs")).unwrap();
     assert_eq!(bed.made("key-store")["id"], made["id"]);
     let id = made["id"].as_str().unwrap();
@@ -372,6 +370,7 @@ fn refusals_of_kms_say_what_to_do() {
     }
     assert_eq!(bed.fake.counts().stores, 0);
     bed.made("key-store");
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
     bed.refuse_next("CreateCustomKeyStore", "CloudHsmClusterInUseException");
     let other = bed.fake.create_cluster(2).0;
     said(&format!("key-store --store third --cluster {other}"), "CloudHsmClusterInUseException");
@@ -406,28 +405,85 @@ fn a_wrong_password_is_mended() {
     let (bed, cluster) = Bed::ready();
     bed.write("kmsfs-kmsfs/kmsuser-password", "WrongPassword7");
     assert!(bed.refused("key-store").contains("INVALID_CREDENTIALS"));
+    // Nobody said that the file holds another one than KMS has.
+    assert!(bed.refused("key-store --mend").contains("--new-password"));
+    assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
     // Told once, and no better for it.
-    assert!(bed.refused("key-store --mend").contains("INVALID_CREDENTIALS"));
+    assert!(bed.refused("key-store --new-password").contains("INVALID_CREDENTIALS"));
     assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 1);
     // Without the file nothing is touched.
     let disconnects = bed.fake.calls("DisconnectCustomKeyStore");
-    let said = bed.refused("key-store --mend --kmsuser-password-file nowhere");
+    let said = bed.refused("key-store --new-password --kmsuser-password-file nowhere");
     assert!(said.contains("nowhere"), "{said}");
     assert_eq!(bed.fake.calls("DisconnectCustomKeyStore"), disconnects);
     bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
     bed.fake.drop_next("DisconnectCustomKeyStore", 1);
     bed.fake.drop_next("UpdateCustomKeyStore", 1);
-    assert_eq!(bed.made("key-store --mend")["connection"], "CONNECTED");
-    // What is well is left alone.
+    assert_eq!(bed.made("key-store --new-password")["connection"], "CONNECTED");
+    // What is well is left alone, and needs no password.
     bed.fake.reset_counters();
-    bed.made("key-store --mend");
+    bed.made("key-store --mend --new-password");
     assert_eq!(bed.fake.calls("DisconnectCustomKeyStore"), 0);
     let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
     bed.disconnect(&id);
     bed.fake.lock_hsm_user(&cluster, "kmsuser").unwrap();
     assert!(bed.refused("key-store").contains("USER_LOCKED_OUT"));
     bed.fake.set_hsm_user(&cluster, "kmsuser", PASSWORD).unwrap();
+    // What KMS changed at its first connection is not taken for the new one.
+    let said = bed.refused("key-store --new-password");
+    assert!(said.contains("kmsuser-password.spent is spent"), "{said}");
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    assert_eq!(bed.made("key-store --new-password")["connection"], "CONNECTED");
+}
+
+/// A connection that somebody's session was in the way of needs no password: that of the file would be
+/// one that KMS changed long ago.
+#[test]
+fn a_session_of_kmsuser_costs_no_password() {
+    let (bed, cluster) = Bed::ready();
+    let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    bed.disconnect(&id);
+    bed.fake.fail_connections(&id, Some("USER_LOGGED_IN"));
+    assert!(bed.refused("key-store --mend").contains("`logout`"));
+    bed.fake.fail_connections(&id, None);
     assert_eq!(bed.made("key-store --mend")["connection"], "CONNECTED");
+    assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
+    // Somebody set a password in order to log in, and has said so while nothing was connected.
+    bed.disconnect(&id);
+    until("the end of it", || !text(&bed.output("plan")).contains("DISCONNECTING"));
+    bed.fake.set_hsm_user(&cluster, "kmsuser", PASSWORD).unwrap();
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    let calls = bed.fake.calls("ConnectCustomKeyStore");
+    assert_eq!(bed.made("key-store --new-password")["connection"], "CONNECTED");
+    assert_eq!(bed.fake.calls("ConnectCustomKeyStore"), calls + 1);
+}
+
+#[test]
+fn a_password_is_spent_with_the_first_connection() {
+    let (bed, _) = Bed::ready();
+    let [own, spent] = ["kmsuser-password", "kmsuser-password.spent"]
+        .map(|name| bed.dir.path().join("kmsfs-kmsfs").join(name));
+    bed.fake.set_connect_time(Duration::from_secs(3600));
+    let mut command = bed.command("key-store");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the connection", || bed.fake.calls_ok("ConnectCustomKeyStore") == 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(own.exists() && !spent.exists());
+    // The one that sees it connected says so, whoever asked for it.
+    bed.fake.set_connect_time(Duration::ZERO);
+    let store = bed.fake.client().call("DescribeCustomKeyStores", &json!({})).unwrap();
+    let id = &store["CustomKeyStores"][0]["CustomKeyStoreId"];
+    bed.fake.control(&json!({ "store": { "id": id, "state": "CONNECTED" } })).unwrap();
+    let said = text(&bed.output("key-store"));
+    assert!(said.contains("kmsuser-password.spent"), "{said}");
+    assert!(!own.exists() && spent.exists());
+    assert_eq!(bed.made("key-store")["connection"], "CONNECTED");
+    // Another store needs another one, and the sentence says why.
+    let other = bed.fake.create_cluster(2).0;
+    let said = bed.refused(&format!("key-store --store other --cluster {other}"));
+    assert!(said.contains("kmsuser-password.spent is spent"), "{said}");
 }
 
 #[test]
@@ -454,7 +510,8 @@ fn a_store_that_falls_back_at_once_is_mended_too() {
     let said = falls_back("key-store", Value::Null);
     assert!(said.contains("KMS does not say why"), "{said}");
     assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
-    let said = falls_back("key-store --mend", json!("INVALID_CREDENTIALS"));
+    bed.write("kmsfs-kmsfs/kmsuser-password", PASSWORD);
+    let said = falls_back("key-store --new-password", json!("INVALID_CREDENTIALS"));
     assert_eq!(bed.fake.calls_ok("UpdateCustomKeyStore"), 1, "{said}");
 }
 
@@ -527,109 +584,4 @@ fn a_key_store_outside_of_aws() {
     bed.write("credential", &format!("{{\"AccessKeyId\": \"{secret}\""));
     let said = bed.refused(&format!("{common} --store other"));
     assert!(said.contains("credential file") && !said.contains(&secret), "{said}");
-}
-
-/// States of all steps of a plan.
-fn states(plan: &Value) -> Vec<&str> {
-    let steps = plan["steps"].as_array().unwrap();
-    steps.iter().map(|step| step["state"].as_str().unwrap()).collect()
-}
-
-#[test]
-fn a_plan_needs_no_right_to_change_anything() {
-    let (bed, cluster) = Bed::ready();
-    bed.made("key-store");
-    let store = bed.made("key-store")["id"].as_str().unwrap().to_owned();
-    let key = bed.fake.create_key_in(&store);
-    bed.fake.set_alias("alias/kmsfs", &key);
-    bed.fake.reset_counters();
-    bed.fake.add_principal(Principal::new("AKIAREADONLYREADONLY", "look", "looker").read_only());
-    let looker = |arguments: &str| {
-        let mut command = bed.command(arguments);
-        command.env("AWS_ACCESS_KEY_ID", "AKIAREADONLYREADONLY");
-        let output = command.env("AWS_SECRET_ACCESS_KEY", "look").output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
-        output
-    };
-    let plan: Value = serde_json::from_slice(&looker("plan --json").stdout).unwrap();
-    let states = states(&plan);
-    assert!(states[..15].iter().all(|state| *state == "exists"), "{plan:#}");
-    assert_eq!(states[15..], ["unknown", "unknown"]);
-    assert!(plan["steps"][2]["detail"].as_str().unwrap().contains(&cluster));
-    assert_eq!((&plan["per_hour"], &plan["per_month"]), (&json!(3.2), &json!(2337.0)));
-    let said = text(&looker("plan"));
-    assert!(said.contains("$3.20 an hour") && said.contains("us-east-1"), "{said}");
-    assert!(said.contains(&key) && said.contains("looker"), "{said}");
-    // Only what looks was called.
-    let log = bed.fake.log();
-    let looks = |name: &str| name.starts_with("Describe") || name == "GetCallerIdentity";
-    assert!(log.iter().all(|entry| looks(&entry.operation)), "{log:?}");
-}
-
-#[test]
-fn a_plan_goes_on_where_it_may_not_look() {
-    let bed = Bed::new();
-    let before = bed.made("plan");
-    let mut wanted = vec!["missing"; 15];
-    wanted[0] = "exists";
-    wanted.extend(["unknown"; 2]);
-    assert_eq!(states(&before), wanted, "{before:#}");
-    for operation in ["DescribeClusters", "DescribeKey"] {
-        bed.fake.deny(operation);
-    }
-    let plan = bed.made("plan");
-    let states = states(&plan);
-    assert_eq!((states[2], states[11], states[13]), ("unknown", "missing", "unknown"));
-    let detail = plan["steps"][2]["detail"].as_str().unwrap();
-    assert!(detail.contains("AccessDenied") && detail.contains("DescribeClusters"), "{detail}");
-    bed.fake.deny("DescribeCustomKeyStores");
-    assert_eq!(self::states(&bed.made("plan"))[11..13], ["unknown"; 2]);
-    // A plan of what nobody could be asked about would be worth nothing.
-    bed.fake.expire_credentials(true);
-    bed.fake.clear_faults();
-    assert!(bed.refused("plan").contains("renew the AWS credentials"));
-}
-
-#[test]
-fn a_plan_of_the_end_deletes_nothing() {
-    let (bed, cluster) = Bed::ready();
-    let store = bed.made("key-store")["id"].as_str().unwrap().to_owned();
-    let keys = [bed.fake.create_key_in(&store), bed.fake.create_key_in(&store)];
-    let other = bed.fake.create_key(super::aws::Origin::Kms);
-    let before = bed.fake.counts();
-    let plan = bed.made("teardown plan");
-    let commands: Vec<String> = plan["steps"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .flat_map(|step| step["commands"].as_array().unwrap())
-        .map(|command| command.as_str().unwrap().to_owned())
-        .collect();
-    let at = |what: &str| commands.iter().position(|command| command.contains(what)).unwrap();
-    let order = [
-        at(&format!("schedule-key-deletion --key-id {}", keys[0])),
-        at(&format!("describe-key --key-id {}", keys[0])),
-        at(&format!("disconnect-custom-key-store --custom-key-store-id {store}")),
-        at(&format!("delete-custom-key-store --custom-key-store-id {store}")),
-        at(&format!("delete-hsm --cluster-id {cluster} --hsm-id hsm-")),
-        at(&format!("delete-cluster --cluster-id {cluster}")),
-    ];
-    assert!(order.is_sorted(), "{commands:#?}");
-    assert_eq!(commands.iter().filter(|command| command.contains("delete-hsm")).count(), 2);
-    assert!(at(&keys[1]) < order[2]);
-    assert!(!commands.iter().any(|command| command.contains(&other)));
-    assert!(commands.iter().all(|command| command.ends_with("--region us-east-1")));
-    let said = text(&bed.output("teardown plan"));
-    assert!(said.contains("kmsfsctl key status") && said.contains("at least 7 days"), "{said}");
-    assert_eq!(bed.fake.counts(), before);
-    let log = bed.fake.log();
-    let changes = ["Delete", "Schedule", "Disconnect", "Disable", "Update"];
-    assert!(!log.iter().any(|e| changes.iter().any(|change| e.operation.starts_with(change))));
-    // Where keys cannot be listed, that is said.
-    bed.fake.deny("ListKeys");
-    let said = text(&bed.output("teardown plan"));
-    assert!(said.contains("could not be listed"), "{said}");
-    assert!(
-        text(&bed.output("teardown plan --name nobody")).contains("Nothing of this deployment")
-    );
 }

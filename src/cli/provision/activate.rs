@@ -201,9 +201,10 @@ impl ActivateArgs {
             out.fact("password in", file)?;
         }
         if !there.is_empty() {
-            out.line(
-                "Move the administrator's password to a vault; the key store needs kmsuser's.",
-            )?;
+            out.line("Move the administrator's password to a vault.")?;
+        }
+        if passwords.path(KMSUSER).exists() {
+            out.line("The key store needs kmsuser's once: KMS changes it when it connects.")?;
         }
         out.finish()
     }

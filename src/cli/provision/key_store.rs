@@ -16,10 +16,11 @@ use crate::keys::aws::classify::Class;
 use crate::keys::keyfile::read_private_file;
 use crate::provision::Teller;
 use crate::provision::account::{Account, Refused};
-use crate::provision::activate::KMSUSER;
+use crate::provision::activate::{KMSUSER, spend};
 use crate::provision::cluster;
 use crate::provision::key_store::{
-    Backing, Proxy, Sought, StoreFacts, StoreWish, ensure_connected, ensure_store, find,
+    Backing, Mend, Proxy, Sought, StoreFacts, StoreWish, ensure_connected, ensure_store, find,
+    require_free,
 };
 
 /// Make a custom key store of KMS and connect it, or connect the one there is
@@ -51,13 +52,17 @@ pub struct KeyStoreArgs {
 #[derive(Args)]
 pub struct StoreOptions {
     /// The password of kmsuser, in a file that only its owner may open [default: kmsuser-password of
-    /// the directory]
+    /// the directory, which is named kmsuser-password.spent once KMS has changed the password]
     #[arg(long, value_name = "FILE")]
     kmsuser_password_file: Option<PathBuf>,
-    /// If the store does not connect: disconnect it, tell KMS the password or credential anew if that
+    /// If the store does not connect: disconnect it, tell KMS the credential of the proxy anew if that
     /// is the cause, and connect it again. Until then none of its keys can be used
     #[arg(long)]
     mend: bool,
+    /// The password in the file is one that was just set in the cluster: unless the store is connected,
+    /// tell KMS, and mend it. KMS then forgets the password it had, and no one else has that
+    #[arg(long, conflicts_with = "xks_endpoint")]
+    new_password: bool,
     #[command(flatten)]
     external: ExternalOptions,
 }
@@ -157,15 +162,44 @@ impl Wanted<'_> {
                 return Err(failure(FAILURE, text));
             }
             (None, Sought::Name(name)) => {
-                let backing = self.backing(&self.cluster_id()?)?;
+                let cluster = self.cluster_id()?;
+                // Before a password is asked for that must not be changed.
+                cluster.iter().try_for_each(|cluster| require_free(account, cluster))?;
+                let backing = self.backing(&cluster)?;
                 let wish = StoreWish { name: name.to_owned(), id: None, backing };
                 ensure_store(account, &wish, teller)?
             }
         };
         let cluster = store.cluster.clone();
         let secrets = || self.backing(&cluster);
-        let mend = self.options.mend.then_some(&secrets as _);
-        Ok(ensure_connected(account, &store.id, mend, teller)?)
+        let new_password = self.options.new_password;
+        let mend = Mend { secrets: &secrets, new_password };
+        let mend = (self.options.mend || new_password).then_some(mend);
+        let store = ensure_connected(account, &store.id, mend, teller)?;
+        self.spend(&store, teller);
+        Ok(store)
+    }
+
+    /// KMS gives `kmsuser` another password as soon as it connects; the one in the deployment's own
+    /// directory would be taken for that one.
+    fn spend(&self, store: &StoreFacts, teller: &dyn Teller) {
+        let cluster = store.cluster.as_deref();
+        let is_own = store.name == self.name || self.cluster == cluster;
+        if cluster.is_none() || !is_own || self.options.kmsuser_password_file.is_some() {
+            return;
+        }
+        match spend(&self.password) {
+            Ok(None) => {}
+            Ok(Some(spent)) => teller.done(&format!(
+                "KMS has given kmsuser a password of its own: what is in {} is spent",
+                spent.display()
+            )),
+            Err(error) => teller.done(&format!(
+                "KMS has given kmsuser a password of its own: what is in {} is spent, but it cannot be \
+                 renamed: {error}",
+                self.password.display()
+            )),
+        }
     }
 
     fn is_external(&self) -> bool {

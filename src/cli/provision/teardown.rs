@@ -56,6 +56,9 @@ fn print(out: &mut Out, plan: &Teardown) -> anyhow::Result<()> {
     for step in &plan.steps {
         out.line("")?;
         out.line(format!("{}. {}: {}", step.number, step.what, shown(step.detail.as_bytes())))?;
+        for thing in &step.things {
+            out.line(format!("   - {}", shown(thing.as_bytes())))?;
+        }
         for command in &step.commands {
             out.line(format!("   $ {}", shown(command.as_bytes())))?;
         }

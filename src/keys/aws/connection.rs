@@ -4,6 +4,7 @@
 //! The asynchronous SDK stays behind this module. Everything it allocates for an answer, plaintext
 //! keys included, is allocated and freed on threads whose freed memory is wiped.
 
+use super::ambient;
 use super::classify::{Class, of_answer};
 use crate::sys;
 pub use aws_config::SdkConfig;
@@ -268,12 +269,13 @@ fn runtime() -> io::Result<Runtime> {
         .build()
 }
 
-/// Credentials and options as every AWS program finds them. Retries are ours: a caller has a
+/// Credentials and options as every AWS program finds them, but for endpoints. Retries are ours: a caller has a
 /// deadline, and the library's classes are not quite right for KMS.
 async fn settings(region: &str, route: &Route) -> SdkConfig {
     let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))
+        .profile_files(ambient::profile_files())
         .retry_config(RetryConfig::disabled())
         .timeout_config(timeouts)
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled());

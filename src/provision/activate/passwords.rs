@@ -6,7 +6,7 @@ use crate::provision::files::{self, SECRET};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use zeroize::Zeroizing;
 
@@ -14,6 +14,23 @@ use zeroize::Zeroizing;
 pub const ADMIN: &str = "admin-password";
 /// That of `kmsuser`.
 pub const KMSUSER: &str = "kmsuser-password";
+
+/// What the file of a password becomes that KMS has replaced.
+pub fn spent(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".spent");
+    name.into()
+}
+
+/// KMS has replaced the password of `kmsuser`: its file gets a name under which nobody takes it for one
+/// that is still of use. That name, if there was one.
+pub fn spend(path: &Path) -> std::io::Result<Option<PathBuf>> {
+    let spent = spent(path);
+    match std::fs::rename(path, &spent) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        done => done.map(|()| Some(spent)),
+    }
+}
 
 /// Nothing that a shell, a form or KMS takes amiss.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
