@@ -23,7 +23,7 @@ pub mod lint;
 pub mod once;
 pub mod plan;
 pub mod policy;
-mod settling;
+pub mod settling;
 mod shell;
 pub mod survey;
 pub mod teardown;

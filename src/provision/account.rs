@@ -111,6 +111,7 @@ pub struct Caller {
 /// An account in a Region.
 pub struct Account {
     region: String,
+    kms_endpoint: Option<String>,
     connection: Connection<Clients>,
     /// How often is looked, and how long is waited.
     pub pace: Pace,
@@ -120,15 +121,21 @@ impl Account {
     /// Nothing is asked of the network yet.
     pub fn new(region: &str, places: Places, pace: Pace) -> Self {
         let route = places.kms.clone();
+        let kms_endpoint = route.endpoint(region);
         let own = region.to_owned();
         let make = move |shared: &SdkConfig| clients(shared, &places, &own);
         let connection = Connection::with(region, route, make);
-        Self { region: region.to_owned(), connection, pace }
+        Self { region: region.to_owned(), kms_endpoint, connection, pace }
     }
 
     /// The Region.
     pub fn region(&self) -> &str {
         &self.region
+    }
+
+    /// Where KMS is called, unless at AWS's own endpoint.
+    pub fn kms_endpoint(&self) -> Option<&str> {
+        self.kms_endpoint.as_deref()
     }
 
     /// A call that may be made twice. `operation` is its name, `subject` what it is about, for people.

@@ -30,10 +30,10 @@ pub fn ensure_hsm(
         Ok(if busy { Err(facts.state) } else { Ok(facts) })
     })?;
     if occupied(&facts).len() < number {
-        let zone = free_zone(&facts, number)?;
-        let make = || create_hsm(account, cluster, &zone);
+        let zones = free_zones(&facts, number)?;
+        let make = || create_in_one_of(account, cluster, &zones, teller);
         intent.once(account, teller, make, || look(account, cluster, number))?;
-        teller.done(&format!("HSM {number} of cluster {cluster} is being made in {zone}"));
+        teller.done(&format!("HSM {number} of cluster {cluster} is being made"));
     }
     let facts = await_hsms(account, cluster, number, teller)?;
     intent.end();
@@ -46,16 +46,44 @@ fn occupied(cluster: &ClusterFacts) -> BTreeSet<&str> {
     cluster.hsms.iter().map(|hsm| hsm.zone.as_str()).collect()
 }
 
-fn free_zone(cluster: &ClusterFacts, number: usize) -> Result<String, Refused> {
+/// Zones without an HSM; at least one.
+fn free_zones(cluster: &ClusterFacts, number: usize) -> Result<Vec<String>, Refused> {
     let occupied = occupied(cluster);
-    let mut free = cluster.zones.keys().filter(|zone| !occupied.contains(zone.as_str()));
-    free.next().cloned().ok_or_else(|| match cluster.require_zones() {
-        Err(refused) => refused,
-        Ok(()) => {
-            let text = format!("cluster {} has no Availability Zone for HSM {number}", cluster.id);
-            Refused::here(Class::Misconfigured, text)
+    let free = cluster.zones.keys().filter(|zone| !occupied.contains(zone.as_str()));
+    let free: Vec<String> = free.cloned().collect();
+    if !free.is_empty() {
+        return Ok(free);
+    }
+    cluster.require_zones()?;
+    let text = format!("cluster {} has no Availability Zone for HSM {number}", cluster.id);
+    Err(Refused::here(Class::Misconfigured, text))
+}
+
+/// In the first zone that has one to give. After any other failure nobody knows enough to go on.
+fn create_in_one_of(
+    account: &Account,
+    cluster: &str,
+    zones: &[String],
+    teller: &dyn Teller,
+) -> Result<(), Refused> {
+    let mut first = None;
+    for zone in zones {
+        match create_hsm(account, cluster, zone) {
+            Err(refused) if is_about_the_zone(&refused) => {
+                teller.waiting(
+                    &format!("an HSM of cluster {cluster}"),
+                    &format!("not to be had in {zone}"),
+                );
+                first.get_or_insert(refused);
+            }
+            other => return other,
         }
-    })
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn is_about_the_zone(refused: &Refused) -> bool {
+    refused.code == "CloudHsmServiceException" && !refused.may_have_worked()
 }
 
 fn look(account: &Account, cluster: &str, number: usize) -> Result<Option<()>, Refused> {
@@ -129,10 +157,12 @@ mod tests {
 
     #[test]
     fn the_second_hsm_goes_into_another_zone() {
-        assert_eq!(free_zone(&cluster(&["a", "b"], &[]), 1).as_deref(), Ok("a"));
-        assert_eq!(free_zone(&cluster(&["a", "b"], &["a"]), 2).as_deref(), Ok("b"));
-        assert_eq!(free_zone(&cluster(&["a", "b"], &["b", "b"]), 2).as_deref(), Ok("a"));
-        let refused = free_zone(&cluster(&["a"], &["a"]), 2).unwrap_err();
+        let zones =
+            |zones: &[&str], taken: &[&str], number| free_zones(&cluster(zones, taken), number);
+        assert_eq!(zones(&["a", "b"], &[], 1).unwrap(), ["a", "b"]);
+        assert_eq!(zones(&["a", "b"], &["a"], 2).unwrap(), ["b"]);
+        assert_eq!(zones(&["a", "b"], &["b", "b"], 2).unwrap(), ["a"]);
+        let refused = zones(&["a"], &["a"], 2).unwrap_err();
         assert!(refused.sentence.contains("subnets in a only"), "{refused}");
     }
 

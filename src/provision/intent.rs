@@ -2,7 +2,8 @@
 //!
 //! For a while after a call has made something, AWS may not show it. A run that is killed in between is
 //! forgotten, and the next one would make it again, for money. So before such a call a mark is left in the
-//! deployment's directory, and taken away when the thing was seen. A run that finds a mark looks first,
+//! deployment's directory (that of a key, which needs none, in the user's own), and taken away when the
+//! thing was seen. A run that finds a mark looks first,
 //! for as long as AWS may take to show what it made. How old the mark is does not matter: clocks differ,
 //! and an old one costs no more than that one wait.
 
@@ -104,6 +105,15 @@ impl Intent {
         };
         once(account, make, look)
     }
+}
+
+/// Where marks are that belong to no deployment's directory: `kmsfs` in the user's directory for state,
+/// or, for services without a home, `/var/lib/kmsfs`.
+pub fn state_dir() -> PathBuf {
+    let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || set("HOME").map(|home| home.join(".local/state"));
+    let state = set("XDG_STATE_HOME").or_else(home);
+    state.unwrap_or_else(|| PathBuf::from("/var/lib")).join("kmsfs")
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::TAG_VOLUME;
 use super::account::{Account, Caller, Refused};
 use super::activate::KMSUSER;
-use super::certificate::Files;
+use super::certificate::{Files, proof};
 use super::cluster::{ClusterFacts, ZONES};
 use super::shell::quoted;
 use super::survey::{self, Deployment, Survey};
@@ -309,17 +309,28 @@ impl<'a> View<'a> {
         }
     }
 
-    /// That a cluster is claimed does not say whether anybody asked its hardware for proof before.
+    /// That a cluster is claimed does not say whether anybody asked its hardware for proof before: what was
+    /// checked is on record.
     fn genuine(&self) -> Finding {
-        match self.claimed(
-            "to be checked before the cluster is claimed; later it cannot be. AWS's CloudHSM User \
-             Guide (\"verify the identity and authenticity of your cluster's HSM\") links both roots",
-        ) {
-            (State::Exists, _) => unknown(
-                "the cluster is claimed, and nothing shows whether its hardware was checked before",
-            ),
-            other => other,
-        }
+        self.of_cluster(|cluster| {
+            let certificate = cluster.certificates.cluster.as_deref();
+            let checked = match proof::recorded(self.files, cluster.csr.as_deref(), certificate) {
+                Ok(checked) => checked,
+                Err(why) => return unknown(why.to_string()),
+            };
+            match (checked.aws && checked.manufacturer, cluster.is_initialized()) {
+                (true, _) => exists("both chains of the HSM's certificates were followed to their roots"),
+                (false, true) => unknown(
+                    "the cluster is claimed, and nothing shows that its hardware was checked before \
+                     by both roots",
+                ),
+                (false, false) => missing(
+                    "to be checked before the cluster is claimed; later it cannot be. AWS's CloudHSM \
+                     User Guide (\"verify the identity and authenticity of your cluster's HSM\") links \
+                     both roots",
+                ),
+            }
+        })
     }
 
     fn claimed(&self, otherwise: &str) -> Finding {

@@ -1,8 +1,12 @@
 //! A key that is there already: taken only if it is the one that is wanted.
 
+use std::process::Stdio;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::aws::{Effect, Origin, Rule};
+use super::ground::until;
 use super::key::{Bed, ID, made, refused, text};
 
 /// A key that somebody else gave the mark, with a policy of his own.
@@ -154,4 +158,22 @@ fn rotation_of_a_key_that_is_there_is_asked_for() {
     assert_eq!(bed.fake.calls("EnableKeyRotation"), 1);
     let output = bed.key(&[&here[..], &["--rotation-days", "365"]].concat()).output().unwrap();
     assert!(text(&output).contains("every 365 days (now every 180 days)"), "{}", text(&output));
+}
+
+/// Killed while KMS makes the key, and run again before KMS shows it.
+#[test]
+fn a_key_that_a_killed_run_made_is_waited_for() {
+    let bed = Bed::new();
+    let marks = || std::fs::read_dir(bed.state.path().join("kmsfs")).map_or(0, Iterator::count);
+    bed.fake.set_consistency(Duration::from_millis(1500));
+    let here = ["--origin", "aws-kms", "--settling", "20s"];
+    let mut killed = bed.anonymous_key(&here).stderr(Stdio::null()).spawn().unwrap();
+    until("CreateKey", || bed.fake.calls_ok("CreateKey") > 0);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(marks(), 1);
+    let made = made(&mut bed.anonymous_key(&here));
+    assert_eq!((&made["created"], bed.fake.calls("CreateKey")), (&json!(false), 1));
+    assert_eq!(bed.target("alias/kmsfs"), made["key"].as_str().unwrap());
+    assert_eq!(marks(), 0);
 }

@@ -139,6 +139,7 @@ fn spoilt_hardware_is_refused_in_time() {
     // It is known later, too.
     let told = said(&mut ground.certificate(&[]));
     assert!(told.contains("checked: AWS and the manufacturer vouch for it"), "{told}");
+    assert_eq!(proof_in_plan(&ground), "exists");
 }
 
 #[test]
@@ -164,6 +165,16 @@ fn hardware_is_checked_before_another_ca_signs() {
     }
     assert_eq!(ground.state(&id), "INITIALIZED");
     assert_eq!(ground.read("kmsfs-kmsfs/cluster.crt").trim(), signed.trim());
+    // One root of two proves nothing.
+    assert_eq!(proof_in_plan(&ground), "unknown");
+}
+
+/// What the plan says of the hardware.
+fn proof_in_plan(ground: &Ground) -> String {
+    let plan = answered(&mut ground.provision(&["plan"]));
+    let steps = plan["steps"].as_array().unwrap();
+    let step = steps.iter().find(|step| step["what"] == "proof that the HSM is a genuine one");
+    step.unwrap()["state"].as_str().unwrap().to_owned()
 }
 
 #[test]

@@ -110,6 +110,7 @@ impl Ground {
             .env("AWS_CONFIG_FILE", "/nonexistent/config")
             .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
             .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("XDG_STATE_HOME", self.dir.path())
             .envs(self.fake.cli_environment(self.dir.path()))
             .current_dir(self.dir.path());
         let here = self.fake.endpoint();

@@ -27,6 +27,8 @@ const HOST: &str = "arn:aws:iam::111122223333:role/host";
 pub struct Bed {
     pub fake: FakeAws,
     store: String,
+    /// What a run leaves for the next one.
+    pub state: tempfile::TempDir,
 }
 
 impl Bed {
@@ -34,7 +36,7 @@ impl Bed {
         let fake = FakeAws::start();
         let store = fake.create_store("kmsfs", Origin::CloudHsm);
         fake.set_strict_context(true);
-        Bed { fake, store }
+        Bed { fake, store, state: tempfile::TempDir::with_prefix("kmsfs-state-").unwrap() }
     }
 
     /// A program with the fake's credentials only, that knows where the fake is.
@@ -51,7 +53,8 @@ impl Bed {
             .env("AWS_REGION", self.fake.region())
             .env("AWS_CONFIG_FILE", "/nonexistent/config")
             .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
-            .env("AWS_EC2_METADATA_DISABLED", "true");
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("XDG_STATE_HOME", self.state.path());
         command
     }
 

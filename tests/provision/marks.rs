@@ -68,3 +68,18 @@ fn what_never_came_is_asked_for_again_and_what_was_refused_leaves_no_mark() {
     let counts = ground.fake.counts();
     assert_eq!((counts.clusters, counts.hsms, marks(&ground).len()), (1, 1, 0));
 }
+
+#[test]
+fn where_a_zone_has_no_hsm_to_give_the_next_one_is_asked() {
+    let ground = Ground::new();
+    let none = || Effect::Error(Fault::client("CloudHsmServiceException", "no capacity"));
+    ground.fake.fault(Rule::new(none()).on("CreateHsm").times(1));
+    let output = cluster(&ground, "1").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("in us-east-1b"), "{}", text(&output));
+    assert_eq!((ground.fake.calls("CreateHsm"), ground.fake.counts().hsms), (2, 1));
+    // Nowhere: it is said, and nothing is left to be looked for.
+    ground.fake.fault(Rule::new(none()).on("CreateHsm"));
+    assert!(refused(&mut cluster(&ground, "2")).contains("no HSM to give in this zone"));
+    assert_eq!((ground.fake.counts().hsms, marks(&ground)), (1, vec![]));
+}

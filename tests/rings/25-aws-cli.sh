@@ -36,7 +36,7 @@ done
 for name in $(compgen -e | grep '^AWS_'); do unset "$name"; done
 export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_EC2_METADATA_DISABLED=true
 export AWS_ACCESS_KEY_ID=AKIAFAKEFAKEFAKEFAKE AWS_SECRET_ACCESS_KEY=fake AWS_DEFAULT_REGION=us-east-1
-export AWS_MAX_ATTEMPTS=1 AWS_PAGER=
+export AWS_MAX_ATTEMPTS=1 AWS_PAGER= XDG_STATE_HOME=$WORK
 
 SERVERS=()
 stop_servers() {

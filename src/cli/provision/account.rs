@@ -18,10 +18,10 @@ pub struct AccountOptions {
     #[arg(long, value_name = "NAME", default_value = "kmsfs")]
     pub name: String,
     /// Call CloudHSM at this endpoint instead of AWS's own
-    #[arg(long, value_name = "URL", value_parser = endpoint)]
+    #[arg(long, value_name = "URL", value_parser = one_endpoint)]
     pub cloudhsm_endpoint: Option<String>,
     /// Call the security token service at this endpoint instead of AWS's own
-    #[arg(long, value_name = "URL", value_parser = endpoint)]
+    #[arg(long, value_name = "URL", value_parser = one_endpoint)]
     pub sts_endpoint: Option<String>,
     /// Time between two looks at what takes minutes
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
@@ -55,5 +55,27 @@ impl AccountOptions {
         };
         let (poll, patience, settling) = (self.poll, self.patience, self.settling);
         Ok(Account::new(&region, places, Pace { poll, patience, settling }))
+    }
+}
+
+/// An endpoint of the only Region there is here.
+fn one_endpoint(text: &str) -> Result<String, String> {
+    let scheme = text.find("://").unwrap_or(text.len());
+    if text[..scheme].contains('=') {
+        return Err("the Region is that of --region: leave out REGION=".to_owned());
+    }
+    endpoint(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_endpoint;
+
+    #[test]
+    fn an_endpoint_of_one_service_names_no_region() {
+        assert!(one_endpoint("https://localhost:4566").is_ok());
+        assert!(one_endpoint("https://localhost/?a=b").is_ok());
+        assert!(one_endpoint("us-east-1=https://localhost").unwrap_err().contains("--region"));
+        assert!(one_endpoint("nonsense").is_err());
     }
 }

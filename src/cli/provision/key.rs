@@ -18,6 +18,7 @@ use crate::format::VolumeId;
 use crate::keys::finding::{Finding, Level};
 use crate::provision::account::{Account, Caller, Refused};
 use crate::provision::canary::{self, Canary};
+use crate::provision::intent::Intent;
 use crate::provision::key::{self, Hidden, KeyWish, Made, Origin, Pointed, Repoint, TAG_ALIAS};
 use crate::provision::key_store::{self, Sought};
 use crate::provision::policy::PolicyWish;
@@ -180,6 +181,8 @@ pub struct Draft {
     findings: Vec<Finding>,
     /// The key, if it is there.
     present: Option<Present>,
+    /// To make it, if it is not.
+    intent: Intent,
 }
 
 /// Runs the command.
@@ -213,7 +216,8 @@ impl KeyOptions {
             volume: self.volume_id.map(VolumeId),
             hidden: if self.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse },
         };
-        let (goal, head) = search.goal()?;
+        let intent = search.intent();
+        let (goal, head) = search.goal_or_begun(&intent)?;
         let policy = self.who.policy(&caller, goal.volume);
         goal::refuse_foreign_alias(self.repoint_alias, &goal, head.as_ref())?;
         let present =
@@ -221,7 +225,7 @@ impl KeyOptions {
         let kept =
             present.as_ref().filter(|_| !self.put_policy).and_then(|key| key.policy.as_ref());
         let findings = lint::findings(kept.unwrap_or(&policy), &caller);
-        Ok(Draft { caller, goal, policy, findings, present })
+        Ok(Draft { caller, goal, policy, findings, present, intent })
     }
 
     /// Is the key there, as it shall be, with its alias?
@@ -315,7 +319,7 @@ fn provision(
     let teller: &dyn Teller = if quiet { &Silent } else { &screen };
     let made: Made = match &draft.present {
         Some(present) => key::adopt(account, wish, &present.head, teller)?,
-        None => key::create(account, wish, teller)?,
+        None => create(account, draft, wish, teller)?,
     };
     let has_policy = match &draft.present {
         None => Some(true),
@@ -334,6 +338,7 @@ fn provision(
     }
     let repoint = if args.repoint_alias { Repoint::Any } else { Repoint::Never };
     let pointed = key::point_alias(account, &goal.alias, &made.arn, repoint, teller)?;
+    draft.intent.end();
     let trial = match canary::try_key(account, &made.arn, goal.volume, teller) {
         Ok(Canary::Passed) => Trial::Passed,
         Ok(Canary::NotAllowed(text)) => Trial::NotAllowed(text),
@@ -348,6 +353,21 @@ fn provision(
         rotation_days: args.rotation_days,
         policy_differs: has_policy.map(|has| !has),
         trial,
+    })
+}
+
+/// With a mark that outlives this run until the key is seen behind its alias.
+fn create(
+    account: &Account,
+    draft: &Draft,
+    wish: &KeyWish,
+    teller: &dyn Teller,
+) -> Result<Made, Refused> {
+    draft.intent.begin()?;
+    key::create(account, wish, teller).inspect_err(|refused| {
+        if !refused.may_have_worked() {
+            draft.intent.end();
+        }
     })
 }
 

@@ -5,12 +5,15 @@ use serde_json::Value;
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::mount::options::volume_id;
 use crate::cli::output::hex;
+use crate::cli::provision::screen::Screen;
 use crate::crypto::random_array;
 use crate::format::VolumeId;
 use crate::provision::account::{Account, Refused};
+use crate::provision::intent::{Intent, state_dir};
 use crate::provision::key::{self, Found, Head, Hidden, TAG_REQUEST};
 use crate::provision::lifecycle::{self, NativeRotation};
 use crate::provision::policy::is_same;
+use crate::provision::settling::settled;
 use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME};
 
 /// What is to be there in the end.
@@ -33,15 +36,37 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// To make the key. Where KMS is called elsewhere, there are other keys.
+    pub fn intent(&self) -> Intent {
+        let (name, alias) = (self.name, &self.alias);
+        let place = self.account.kms_endpoint().unwrap_or_default();
+        let what = format!("a KMS key in {} {place} for {alias} of {name}", self.account.region());
+        Intent::of(&state_dir(), &what)
+    }
+
+    /// As [`Self::goal`]; if an earlier run was about to make the key, it may not show yet.
+    pub fn goal_or_begun(&self, intent: &Intent) -> anyhow::Result<(Goal, Option<Head>)> {
+        let (goal, head) = self.goal()?;
+        if head.is_some() || !intent.was_begun() {
+            return Ok((goal, head));
+        }
+        let what = format!("the key of {}, asked for by an earlier run,", self.alias);
+        let seen = settled(self.account, &what, &Screen::new(), || {
+            let found = self.goal()?;
+            Ok(if found.1.is_some() { Ok(found) } else { Err("not to be seen (yet)".to_owned()) })
+        })?;
+        Ok(seen.unwrap_or((goal, None)))
+    }
+
     /// For the volume that was named, or the one an earlier run chose, or a new one; and its key, if it
     /// is there.
-    pub fn goal(self) -> anyhow::Result<(Goal, Option<Head>)> {
+    fn goal(&self) -> Result<(Goal, Option<Head>), Refused> {
         let (account, name) = (self.account, self.name);
         let target = match key::look(account, &self.alias) {
             Ok(head) => Some(head),
             Err(refused) if refused.code == "NotFoundException" => None,
             // Whose it is must be known: a key whose alias cannot be had would be left over.
-            Err(refused) => return Err(refused.into()),
+            Err(refused) => return Err(refused),
         };
         let known = target.as_ref().map(|head| self.ours(head)).transpose()?.flatten();
         let known = match (known, self.volume) {
@@ -61,7 +86,8 @@ impl Search<'_> {
             },
             |(volume, mark, head)| (volume, mark, Some(head)),
         );
-        Ok((Goal { volume, alias: self.alias, target: target.map(|head| head.arn), mark }, head))
+        let target = target.map(|head| head.arn);
+        Ok((Goal { volume, alias: self.alias.clone(), target, mark }, head))
     }
 
     /// What the alias names, if it is this deployment's and for the volume that is meant.
