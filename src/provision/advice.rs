@@ -16,6 +16,32 @@ const ADVICE: &[Row] = &[
         "this caller lacks the permission named in the message: have it added to the role's IAM policy or to the key's policy",
     ),
     ("", "UnsupportedOperationException", "KMS does not do this for a key of this kind"),
+    // Key stores: no key policy has a say.
+    (
+        "CreateCustomKeyStore",
+        "AccessDeniedException",
+        "the caller needs in IAM kms:CreateCustomKeyStore, cloudhsm:DescribeClusters and, for the first key store of the account, iam:CreateServiceLinkedRole; no key policy can give them",
+    ),
+    (
+        "ConnectCustomKeyStore",
+        "AccessDeniedException",
+        "the caller needs kms:ConnectCustomKeyStore in IAM; no key policy can give it",
+    ),
+    (
+        "DisconnectCustomKeyStore",
+        "AccessDeniedException",
+        "the caller needs kms:DisconnectCustomKeyStore in IAM; no key policy can give it",
+    ),
+    (
+        "UpdateCustomKeyStore",
+        "AccessDeniedException",
+        "the caller needs kms:UpdateCustomKeyStore in IAM; no key policy can give it",
+    ),
+    (
+        "DescribeCustomKeyStores",
+        "AccessDeniedException",
+        "the caller needs kms:DescribeCustomKeyStores in IAM, on all resources; no key policy can give it",
+    ),
     // Clusters and key stores.
     (
         "CreateCluster",

@@ -11,8 +11,8 @@ use super::intent::Intent;
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
 
-/// Sees to it that HSMs work in so many (1 or 2) Availability Zones, with a mark in the directory; of a cluster that is not claimed
-/// yet, there is a certificate request then, too.
+/// Sees to it that HSMs work in so many (1 or 2) Availability Zones, with a mark in the directory; of a
+/// cluster that is not claimed yet, there is a certificate request then, too.
 pub fn ensure_hsm(
     account: &Account,
     cluster: &str,

@@ -382,6 +382,19 @@ fn refusals_of_kms_say_what_to_do() {
 }
 
 #[test]
+fn a_denied_call_about_key_stores_names_what_iam_has_to_give() {
+    for operation in ["DescribeCustomKeyStores", "CreateCustomKeyStore", "ConnectCustomKeyStore"] {
+        let (bed, _) = Bed::ready();
+        bed.fake.fault(Rule::new(Effect::Deny).on(operation));
+        let said = bed.refused("key-store");
+        assert!(
+            said.contains(&format!("kms:{operation}")) && said.contains("no key policy"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn every_failure_to_connect_has_its_sentence() {
     let (bed, _) = Bed::ready();
     let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();

@@ -159,6 +159,11 @@ pub(super) const ADVICE: &[Row] = &[
         "a key that is to be deleted is off already, and one that is being made cannot be switched off yet",
     ),
     (
+        "ListKeys",
+        "AccessDeniedException",
+        "the caller needs kms:ListKeys in IAM, on all resources; no key policy can give it",
+    ),
+    (
         "ListResourceTags",
         "AccessDeniedException",
         "kms:ListResourceTags is needed on all keys, in IAM, to recognise a key by its tags",
