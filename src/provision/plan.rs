@@ -348,10 +348,15 @@ impl<'a> View<'a> {
     }
 
     fn user(&self) -> Finding {
+        let path = self.files.dir().join(KMSUSER);
         match (&self.survey.store, self.activated()) {
+            // Whoever connected it may not have lived to rename the file.
+            (Ok(Some(store)), _) if store.is_connected() && path.is_file() => exists(format!(
+                "KMS is logged in as kmsuser, with another password than the one in {}",
+                path.display()
+            )),
             (Ok(Some(store)), _) if store.is_connected() => exists("KMS is logged in as kmsuser"),
             (_, (State::Exists, _)) => {
-                let path = self.files.dir().join(KMSUSER);
                 let there = if path.is_file() { "there is a" } else { "there is no" };
                 unknown(format!(
                     "users of a cluster cannot be seen from here, but by `activate`; {there} {}",
