@@ -16,6 +16,7 @@ pub use facts::{
 pub use search::{Found, Hidden, find, find_begun, find_of_volume};
 
 use super::account::{Account, Refused};
+use super::intent::Intent;
 use super::settling::settled;
 use super::{Silent, Teller};
 use crate::keys::aws::classify::Class;
@@ -108,16 +109,25 @@ pub struct Made {
 }
 
 /// The key of this wish, made unless it is there; it is enabled then. One that is there may have another
-/// policy.
+/// policy. Once the key has its place, whoever calls ends the intent.
 pub fn find_or_create(
     account: &Account,
     wish: &KeyWish,
     hidden: Hidden,
+    intent: &Intent,
     teller: &dyn Teller,
 ) -> Result<Made, Refused> {
-    match find(account, &wish.mark, hidden)? {
+    let mut found = find(account, &wish.mark, hidden)?;
+    if found.is_none() && intent.was_begun() {
+        let what = format!("{}, asked for by an earlier run,", wish.subject());
+        let seen = settled(account, &what, teller, || {
+            Ok(find(account, &wish.mark, hidden)?.ok_or_else(|| "not to be seen (yet)".to_owned()))
+        })?;
+        found = seen.ok();
+    }
+    match found {
         Some(found) => adopt(account, wish, &found.head, teller),
-        None => create(account, wish, teller),
+        None => create(account, wish, intent, teller),
     }
 }
 
@@ -163,8 +173,22 @@ pub fn require_fit(wish: &KeyWish, head: &Head) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Makes the key, which was looked for before and is not there.
-pub fn create(account: &Account, wish: &KeyWish, teller: &dyn Teller) -> Result<Made, Refused> {
+/// Makes the key, which was looked for before and is not there, with a mark that outlives this run.
+pub fn create(
+    account: &Account,
+    wish: &KeyWish,
+    intent: &Intent,
+    teller: &dyn Teller,
+) -> Result<Made, Refused> {
+    intent.begin()?;
+    make(account, wish, teller).inspect_err(|refused| {
+        if !refused.may_have_worked() {
+            intent.end();
+        }
+    })
+}
+
+fn make(account: &Account, wish: &KeyWish, teller: &dyn Teller) -> Result<Made, Refused> {
     let mut left = TRIES;
     let arn = loop {
         left -= 1;

@@ -35,7 +35,8 @@ pub fn surroundings(command: &mut Command) {
         .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
         .env("AWS_CONFIG_FILE", "/nonexistent/config")
         .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
-        .env("AWS_EC2_METADATA_DISABLED", "true");
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("XDG_STATE_HOME", std::env::temp_dir().join("kmsfs-state"));
 }
 
 /// `kmsfsctl` with arguments.

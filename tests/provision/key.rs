@@ -7,6 +7,7 @@ use kmsfs::crypto::random_array;
 use kmsfs::format::VolumeId;
 use kmsfs::provision::account::{Account, Pace, Places};
 use kmsfs::provision::canary::{Canary, try_key};
+use kmsfs::provision::intent::Intent;
 use kmsfs::provision::key::{
     self, Hidden, KeyWish, Origin as Place, Pointed, Repoint, TAG_REQUEST, copy_wish,
     find_or_create, point_alias,
@@ -427,8 +428,10 @@ fn as_a_library() {
         policy: policy.to_string(),
         mark: format!("{ID}.1"),
     };
-    let old = find_or_create(&account, &wish, Hidden::Refuse, &Silent).unwrap();
-    let found = find_or_create(&account, &wish, Hidden::Refuse, &Silent).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let intent = Intent::of(state.path(), "it");
+    let old = find_or_create(&account, &wish, Hidden::Refuse, &intent, &Silent).unwrap();
+    let found = find_or_create(&account, &wish, Hidden::Refuse, &intent, &Silent).unwrap();
     assert_eq!((old.created, found.created, &found.arn), (true, false, &old.arn));
     let point = |arn: &str, repoint| point_alias(&account, "alias/it", arn, repoint, &Silent);
     assert_eq!(point(&old.arn, Repoint::Never), Ok(Pointed::Created));
@@ -441,7 +444,8 @@ fn as_a_library() {
         wish.tags.sort();
         wish
     });
-    let new = find_or_create(&account, &next, Hidden::Refuse, &Silent).unwrap();
+    intent.end();
+    let new = find_or_create(&account, &next, Hidden::Refuse, &intent, &Silent).unwrap();
     assert!(new.created && new.arn != old.arn);
     let facts = key::describe(&account, &new.arn).unwrap();
     assert_eq!(facts.tag(TAG_REQUEST), Some(next.mark.as_str()));

@@ -39,7 +39,7 @@ fn answered(command: &mut Command) -> Value {
 
 fn rotate(bed: &Bed, arguments: &[&str]) -> &'static mut Command {
     let list = bed.path("list").to_str().unwrap().to_owned();
-    bed.ctl("key rotate", &[&["--list", &list], arguments].concat())
+    bed.ctl("key rotate", &[&["--list", &list, "--settling", "3s"], arguments].concat())
 }
 
 fn retire(bed: &Bed, key: &str, arguments: &[&str]) -> Command {
@@ -290,4 +290,19 @@ fn a_key_that_is_needed_is_not_retired() {
     assert!(why.contains("say --yes"), "{why}");
     said(&mut retire(&bed, &old, &["--no-backups", "--yes"]));
     assert_eq!(described(&bed.fake, &old)["KeyState"], "Disabled");
+}
+
+/// Killed while KMS makes the successor, and run again before KMS shows it.
+#[test]
+fn a_successor_that_a_killed_run_made_is_waited_for() {
+    let bed = mounted();
+    bed.fake.set_consistency(Duration::from_millis(1500));
+    bed.fake.reset_counters();
+    let before = keys(&bed);
+    let mut killed = rotate(&bed, &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("CreateKey", || bed.fake.calls_ok("CreateKey") > 0);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    said(rotate(&bed, &[]));
+    assert_eq!((keys(&bed), bed.fake.calls("CreateKey")), (before + 1, 1));
 }

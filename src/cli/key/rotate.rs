@@ -6,6 +6,7 @@
 //! descriptor and the headers say.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -15,6 +16,7 @@ use super::rewrap::{self, SweepOptions};
 use super::status::{Survey, rotation_text};
 use super::target::Target;
 use crate::cli::exit::{FAILURE, failure};
+use crate::cli::kms::duration;
 use crate::cli::output::{Out, note};
 use crate::cli::provision::screen::Screen;
 use crate::cli::secrets::KeyOptions;
@@ -24,6 +26,7 @@ use crate::keys::rotation::Rotation;
 use crate::keys::{Editor, UnlockOptions, same_key};
 use crate::provision::account::Account;
 use crate::provision::canary::{Canary, try_key};
+use crate::provision::intent::{Intent, state_dir};
 use crate::provision::key::{self, Hidden, Repoint};
 use crate::provision::lifecycle::{self, NativeRotation};
 use crate::provision::policy::is_same;
@@ -60,6 +63,10 @@ pub struct RotateArgs {
     /// them might be it
     #[arg(long)]
     accept_hidden_keys: bool,
+    /// Longest wait until all of AWS knows of a change, or until it is certain that a call without an
+    /// answer did nothing
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2m")]
+    settling: Duration,
     #[command(flatten)]
     sweep: SweepOptions,
     /// Print the result as JSON
@@ -93,7 +100,8 @@ pub fn run(args: &RotateArgs) -> anyhow::Result<()> {
     let target = Target::open(&args.dir, &options)?;
     let editor = target.editor(&options)?;
     let arn = rewrap::replaced(&editor, args.key.as_deref())?;
-    let account = account_of(&arn, options.kms.route.clone());
+    let mut account = account_of(&arn, options.kms.route.clone());
+    account.pace.settling = args.settling;
     let sweep = args.sweep.prepare(&target, args.json)?;
     let mut work = Work { args, options, target, account, arn, sweep, screen: Screen::new() };
     let report = work.run(editor)?;
@@ -193,8 +201,9 @@ impl Work<'_> {
         let volume = editor.descriptor().volume;
         let external = self.args.xks_key_id.as_deref();
         let wish = key::copy_wish(&self.account, self.arn.as_str(), external)?;
+        let intent = Intent::of(&state_dir(), &format!("the KMS key {}", wish.mark));
         let hidden = if self.args.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse };
-        let made = key::find_or_create(&self.account, &wish, hidden, &self.screen)?;
+        let made = key::find_or_create(&self.account, &wish, hidden, &intent, &self.screen)?;
         if !made.created {
             self.require_as_wished(&made.arn, &wish.policy)?;
         }
@@ -207,6 +216,8 @@ impl Work<'_> {
         rewrap::replace(&mut editor, &self.arn, &new, &self.options, &self.target.dir)?;
         editor.note_rotation_from(id_of(&self.arn));
         let changed = self.target.put(editor, &self.options)?;
+        // The volume knows it now.
+        intent.end();
         let editor = self.target.editor(&self.options)?;
         let finished = self.finish(&editor, "successor", changed)?;
         Ok(Report { key: self.arn.as_str().to_owned(), ..finished })

@@ -319,7 +319,7 @@ fn provision(
     let teller: &dyn Teller = if quiet { &Silent } else { &screen };
     let made: Made = match &draft.present {
         Some(present) => key::adopt(account, wish, &present.head, teller)?,
-        None => create(account, draft, wish, teller)?,
+        None => key::create(account, wish, &draft.intent, teller)?,
     };
     let has_policy = match &draft.present {
         None => Some(true),
@@ -353,21 +353,6 @@ fn provision(
         rotation_days: args.rotation_days,
         policy_differs: has_policy.map(|has| !has),
         trial,
-    })
-}
-
-/// With a mark that outlives this run until the key is seen behind its alias.
-fn create(
-    account: &Account,
-    draft: &Draft,
-    wish: &KeyWish,
-    teller: &dyn Teller,
-) -> Result<Made, Refused> {
-    draft.intent.begin()?;
-    key::create(account, wish, teller).inspect_err(|refused| {
-        if !refused.may_have_worked() {
-            draft.intent.end();
-        }
     })
 }
 
