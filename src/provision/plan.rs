@@ -479,7 +479,10 @@ mod tests {
         let mut ours = commands.filter(|command| command.starts_with("kmsfsctl provision"));
         assert!(ours.all(|command| command.contains("--region us-east-1 --name 'two words'")));
         let certificate = steps[5].command.as_deref().unwrap();
-        assert!(certificate.ends_with(r"--dir '/nonexistent/it'\''s here'"), "{certificate}");
+        assert!(
+            certificate.contains(r"--dir '/nonexistent/it'\''s here' --aws-hardware-root"),
+            "{certificate}"
+        );
     }
 
     #[test]
