@@ -80,6 +80,12 @@ impl Refused {
         Self { code: String::new(), class, sentence: sentence.into() }
     }
 
+    /// It is there, and not for this caller.
+    pub fn is_denied(&self) -> bool {
+        let codes = ["AccessDeniedException", "AccessDenied", "CloudHsmAccessDeniedException"];
+        codes.contains(&&self.code[..])
+    }
+
     /// Nobody can say whether the call was carried out.
     pub fn may_have_worked(&self) -> bool {
         // A wrong state may pass, but the call was looked at and refused.

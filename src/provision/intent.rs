@@ -24,6 +24,7 @@ const NAME_MAX: usize = 120;
 pub struct Intent {
     what: String,
     mark: PathBuf,
+    /// An earlier run, which may have been killed, was about to make it and has not seen it.
     was_begun: bool,
 }
 
@@ -34,11 +35,6 @@ impl Intent {
         let name: String = what.chars().map(plain).take(NAME_MAX).collect();
         let mark = dir.join(format!("making-{name}"));
         Self { what: what.to_owned(), was_begun: mark.exists(), mark }
-    }
-
-    /// An earlier run, which may have been killed, was about to make it and has not seen it.
-    pub fn was_begun(&self) -> bool {
-        self.was_begun
     }
 
     /// Leaves the mark; the call comes next.
@@ -80,6 +76,31 @@ impl Intent {
         }
     }
 
+    /// What an earlier run was about to make, once AWS shows it; `what` names it for people.
+    pub fn await_begun<T>(
+        &self,
+        account: &Account,
+        what: &str,
+        teller: &dyn Teller,
+        look: impl Fn() -> Result<Option<T>, Refused>,
+    ) -> Result<Option<T>, Refused> {
+        if !self.was_begun {
+            return Ok(None);
+        }
+        let what = format!("{what}, asked for by an earlier run,");
+        let not_yet = || Ok(look()?.ok_or_else(|| "not to be seen (yet)".to_owned()));
+        Ok(settled(account, &what, teller, not_yet)?.ok())
+    }
+
+    /// Makes it; only a refusal takes the mark away again.
+    pub fn attempt<T>(&self, make: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
+        make().inspect_err(|refused| {
+            if !refused.may_have_worked() {
+                self.end();
+            }
+        })
+    }
+
     /// Makes it unless an earlier run has; as [`once`] otherwise. Whoever sees it calls [`Self::end`].
     pub fn once<T>(
         &self,
@@ -88,22 +109,11 @@ impl Intent {
         make: impl Fn() -> Result<T, Refused>,
         look: impl Fn() -> Result<Option<T>, Refused>,
     ) -> Result<T, Refused> {
-        if self.was_begun {
-            let what = format!("{}, asked for by an earlier run,", self.what);
-            let not_yet = || Ok(look()?.ok_or_else(|| "not to be seen (yet)".to_owned()));
-            if let Ok(made) = settled(account, &what, teller, not_yet)? {
-                return Ok(made);
-            }
+        if let Some(made) = self.await_begun(account, &self.what, teller, &look)? {
+            return Ok(made);
         }
         self.begin()?;
-        let make = || {
-            make().inspect_err(|refused| {
-                if !refused.may_have_worked() {
-                    self.end();
-                }
-            })
-        };
-        once(account, make, look)
+        once(account, || self.attempt(&make), look)
     }
 }
 
@@ -126,16 +136,16 @@ mod tests {
         let dir = dir.path().join("own");
         let of = || Intent::of(&dir, "HSM 2 of cluster-a/b");
         let first = of();
-        assert!(!first.was_begun());
+        assert!(!first.was_begun);
         first.begin().unwrap();
         assert!(dir.join("making-hsm-2-of-cluster-a-b").is_file());
         // Two at once: the second one has not seen the mark of the first.
         assert!(first.begin().unwrap_err().sentence.contains("another run"));
         let second = of();
-        assert!(second.was_begun() && !Intent::of(&dir, "HSM 1 of cluster-a/b").was_begun());
+        assert!(second.was_begun && !Intent::of(&dir, "HSM 1 of cluster-a/b").was_begun);
         second.begin().unwrap();
         second.end();
         second.end();
-        assert!(!of().was_begun());
+        assert!(!of().was_begun);
     }
 }

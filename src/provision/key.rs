@@ -117,14 +117,11 @@ pub fn find_or_create(
     intent: &Intent,
     teller: &dyn Teller,
 ) -> Result<Made, Refused> {
-    let mut found = find(account, &wish.mark, hidden)?;
-    if found.is_none() && intent.was_begun() {
-        let what = format!("{}, asked for by an earlier run,", wish.subject());
-        let seen = settled(account, &what, teller, || {
-            Ok(find(account, &wish.mark, hidden)?.ok_or_else(|| "not to be seen (yet)".to_owned()))
-        })?;
-        found = seen.ok();
-    }
+    let look = || find(account, &wish.mark, hidden);
+    let found = match look()? {
+        None => intent.await_begun(account, &wish.subject(), teller, look)?,
+        found => found,
+    };
     match found {
         Some(found) => adopt(account, wish, &found.head, teller),
         None => create(account, wish, intent, teller),
@@ -181,11 +178,7 @@ pub fn create(
     teller: &dyn Teller,
 ) -> Result<Made, Refused> {
     intent.begin()?;
-    make(account, wish, teller).inspect_err(|refused| {
-        if !refused.may_have_worked() {
-            intent.end();
-        }
-    })
+    intent.attempt(|| make(account, wish, teller))
 }
 
 fn make(account: &Account, wish: &KeyWish, teller: &dyn Teller) -> Result<Made, Refused> {

@@ -97,7 +97,7 @@ fn store(
 /// Keeps going where looking is not allowed.
 fn seen<T>(looked: Result<T, Refused>) -> Result<Seen<T>, Refused> {
     match looked {
-        Err(refused) if is_denied(&refused) => Ok(Err(refused.sentence)),
+        Err(refused) if refused.is_denied() => Ok(Err(refused.sentence)),
         other => other.map(Ok),
     }
 }
@@ -109,11 +109,6 @@ fn seen_or_silent<T>(looked: Result<T, Refused>) -> Result<Seen<T>, Refused> {
         Err(refused) if silent.contains(&refused.class) => Ok(Err(refused.sentence)),
         other => seen(other),
     }
-}
-
-fn is_denied(refused: &Refused) -> bool {
-    matches!(&refused.code[..], "AccessDeniedException" | "AccessDenied")
-        || refused.code == "CloudHsmAccessDeniedException"
 }
 
 /// A key by its id, ARN or alias.

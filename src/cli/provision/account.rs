@@ -5,7 +5,8 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::exit::{FAILURE, failure};
-use crate::cli::kms::{KmsOptions, duration, endpoint};
+use crate::cli::kms::{KmsOptions, duration};
+use crate::keys::aws::Endpoint;
 use crate::provision::account::{Account, Pace, Places};
 
 /// The options of every `provision` command.
@@ -60,11 +61,10 @@ impl AccountOptions {
 
 /// An endpoint of the only Region there is here.
 fn one_endpoint(text: &str) -> Result<String, String> {
-    let scheme = text.find("://").unwrap_or(text.len());
-    if text[..scheme].contains('=') {
-        return Err("the Region is that of --region: leave out REGION=".to_owned());
+    match text.parse::<Endpoint>()?.region() {
+        Some(_) => Err("the Region is that of --region: leave out REGION=".to_owned()),
+        None => Ok(text.to_owned()),
     }
-    endpoint(text)
 }
 
 #[cfg(test)]

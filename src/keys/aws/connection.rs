@@ -65,6 +65,11 @@ impl std::str::FromStr for Endpoint {
 }
 
 impl Endpoint {
+    /// Its Region; of all, if there is none.
+    pub fn region(&self) -> Option<&str> {
+        self.region.as_deref()
+    }
+
     /// Where it is.
     pub fn url(&self) -> &str {
         &self.url
@@ -75,7 +80,7 @@ impl Route {
     /// Where the KMS of this Region is, unless at AWS's own endpoint.
     pub fn endpoint(&self, region: &str) -> Option<String> {
         let of = |wanted: Option<&str>| {
-            self.endpoints.iter().rfind(|endpoint| endpoint.region.as_deref() == wanted)
+            self.endpoints.iter().rfind(|endpoint| endpoint.region() == wanted)
         };
         of(Some(region)).or_else(|| of(None)).map(|endpoint| endpoint.url.clone())
     }

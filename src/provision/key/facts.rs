@@ -168,14 +168,15 @@ pub fn describe(account: &Account, key: &str) -> Result<KeyFacts, Refused> {
     Ok(KeyFacts { head, policy, tags, aliases })
 }
 
+/// The mark: for whom, and the how manieth key it is.
+pub(super) fn mark(tags: &[(String, String)]) -> Option<(&str, u32)> {
+    let (whom, number) = tag(tags, TAG_REQUEST)?.rsplit_once('.')?;
+    Some((whom, number.parse().ok()?))
+}
+
 /// The mark of the key that follows this one: each has one successor, whoever asks, and however often.
 pub fn successor_mark(facts: &KeyFacts) -> String {
-    let mark = facts.tag(TAG_REQUEST);
-    let counted = mark.and_then(|mark| {
-        let (volume, number) = mark.rsplit_once('.')?;
-        Some((volume, number.parse::<u32>().ok()?))
-    });
-    match (counted, facts.tag(crate::provision::TAG_VOLUME)) {
+    match (mark(&facts.tags), facts.tag(crate::provision::TAG_VOLUME)) {
         (Some((volume, number)), _) => format!("{volume}.{}", number.saturating_add(1)),
         (None, Some(volume)) => format!("{volume}.2"),
         (None, None) => {

@@ -1,6 +1,6 @@
 //! Finds a key again by its tags.
 
-use super::facts::{Head, aliases, look, tag, tags};
+use super::facts::{Head, aliases, look, mark, tag, tags};
 use super::{TAG_ALIAS, TAG_REQUEST};
 use crate::keys::aws::classify::Class;
 use crate::keys::aws::fault;
@@ -32,14 +32,6 @@ pub enum Hidden {
     Accept,
 }
 
-impl Found {
-    /// The mark: for whom, and the how manieth key it is.
-    fn mark(&self) -> Option<(&str, u32)> {
-        let (whom, number) = tag(&self.tags, TAG_REQUEST)?.rsplit_once('.')?;
-        Some((whom, number.parse().ok()?))
-    }
-}
-
 /// The key with this mark. Keys to be deleted do not count.
 pub fn find(account: &Account, mark: &str, hidden: Hidden) -> Result<Option<Found>, Refused> {
     let what = format!("the key {mark}");
@@ -55,8 +47,7 @@ pub fn find_of_volume(
 ) -> Result<Option<Found>, Refused> {
     let what = format!("the key of volume {volume}");
     let found = scan(account, &what, hidden, &|_, tags| {
-        let marked = tag(tags, TAG_REQUEST).and_then(|mark| mark.rsplit_once('.'));
-        Ok(marked.is_some_and(|(whom, number)| whom == volume && number.parse::<u32>().is_ok()))
+        Ok(mark(tags).is_some_and(|(whom, _)| whom == volume))
     })?;
     latest(&what, found)
 }
@@ -81,11 +72,12 @@ pub fn find_begun(
 /// Of the keys of one volume the one that followed the others; whatever else was found is for people to
 /// judge.
 fn latest(what: &str, found: Vec<Found>) -> Result<Option<Found>, Refused> {
-    let Some(best) = found.iter().max_by_key(|key| key.mark().map(|(_, number)| number)) else {
+    let Some(best) = found.iter().max_by_key(|key| mark(&key.tags).map(|(_, number)| number))
+    else {
         return Ok(None);
     };
     let rivals = |key: &&Found| {
-        let (one, other) = (key.mark(), best.mark());
+        let (one, other) = (mark(&key.tags), mark(&best.tags));
         key.head.arn != best.head.arn
             && (one == other || one.map(|(whom, _)| whom) != other.map(|(whom, _)| whom))
     };

@@ -13,7 +13,6 @@ use crate::provision::intent::{Intent, state_dir};
 use crate::provision::key::{self, Found, Head, Hidden, TAG_REQUEST};
 use crate::provision::lifecycle::{self, NativeRotation};
 use crate::provision::policy::is_same;
-use crate::provision::settling::settled;
 use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME};
 
 /// What is to be there in the end.
@@ -47,14 +46,12 @@ impl Search<'_> {
     /// As [`Self::goal`]; if an earlier run was about to make the key, it may not show yet.
     pub fn goal_or_begun(&self, intent: &Intent) -> anyhow::Result<(Goal, Option<Head>)> {
         let (goal, head) = self.goal()?;
-        if head.is_some() || !intent.was_begun() {
+        if head.is_some() {
             return Ok((goal, head));
         }
-        let what = format!("the key of {}, asked for by an earlier run,", self.alias);
-        let seen = settled(self.account, &what, &Screen::new(), || {
-            let found = self.goal()?;
-            Ok(if found.1.is_some() { Ok(found) } else { Err("not to be seen (yet)".to_owned()) })
-        })?;
+        let what = format!("the key of {}", self.alias);
+        let there = || Ok(Some(self.goal()?).filter(|(_, head)| head.is_some()));
+        let seen = intent.await_begun(self.account, &what, &Screen::new(), there)?;
         Ok(seen.unwrap_or((goal, None)))
     }
 
@@ -97,18 +94,13 @@ impl Search<'_> {
             return Ok(None);
         }
         let tags = match key::tags(self.account, &head.arn) {
-            Err(refused) if is_denied(&refused) => return Ok(None),
+            Err(refused) if refused.is_denied() => return Ok(None),
             tags => tags?,
         };
         let ours = key::tag(&tags, TAG_DEPLOYMENT) == Some(self.name);
         let found = Found { head: head.clone(), tags };
         Ok(ours.then(|| marked(found, self.volume)).flatten())
     }
-}
-
-/// It is there, and not for this caller.
-fn is_denied(refused: &Refused) -> bool {
-    refused.code == "AccessDeniedException"
 }
 
 /// A volume, the mark of its key, the key.
@@ -152,12 +144,12 @@ pub struct Present {
 impl Present {
     pub fn of(account: &Account, head: Head, rotation_days: Option<u32>) -> Result<Self, Refused> {
         let policy = match key::policy(account, &head.arn) {
-            Err(refused) if is_denied(&refused) => None,
+            Err(refused) if refused.is_denied() => None,
             policy => serde_json::from_str(&policy?).ok(),
         };
         let rotation = rotation_days.map(|_| lifecycle::rotation(account, &head.arn));
         let rotation = match rotation.transpose() {
-            Err(refused) if is_denied(&refused) => None,
+            Err(refused) if refused.is_denied() => None,
             rotation => rotation?,
         };
         Ok(Self { head, policy, rotation })
