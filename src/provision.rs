@@ -10,6 +10,7 @@ pub mod activate;
 pub mod advice;
 pub mod canary;
 pub mod certificate;
+mod child;
 pub mod cluster;
 pub mod connection;
 pub mod files;
@@ -39,6 +40,8 @@ pub trait Teller: Sync {
     fn waiting(&self, what: &str, state: &str);
     /// Something is done, or was found done.
     fn done(&self, what: &str);
+    /// Another program is run, which may have the terminal.
+    fn running(&self, what: &str);
 }
 
 /// Tells nobody.
@@ -47,4 +50,5 @@ pub struct Silent;
 impl Teller for Silent {
     fn waiting(&self, _what: &str, _state: &str) {}
     fn done(&self, _what: &str) {}
+    fn running(&self, _what: &str) {}
 }

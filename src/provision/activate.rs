@@ -7,7 +7,7 @@
 mod executor;
 mod passwords;
 
-pub use executor::{Executor, Tools};
+pub use executor::{Executor, Place, Tools};
 pub use passwords::{ADMIN, KMSUSER, Keep, Passwords, new_password, spend, spent};
 
 use super::Teller;
@@ -199,7 +199,7 @@ impl Activation<'_> {
         };
         let region = self.account.region();
         let arguments = ["--cluster-id", self.cluster, "--region", region, "--hsm-ca-cert", &path];
-        let job = Job::new(&self.executor.tools().configure, &arguments);
+        let job = Job::new(&self.executor.tools.configure, &arguments);
         self.run("configure-cli", &job).map(drop)
     }
 
@@ -287,11 +287,8 @@ impl Activation<'_> {
         let what = format!("cloudhsm-cli {}", arguments[..2.min(arguments.len())].join(" "));
         // Asked for twice.
         let input = new.into_iter().flat_map(|new| [new.expose(), b"\n", new.expose(), b"\n"]);
-        let job = Job {
-            login,
-            input: input.collect(),
-            ..Job::new(&self.executor.tools().cli, arguments)
-        };
+        let job =
+            Job { login, input: input.collect(), ..Job::new(&self.executor.tools.cli, arguments) };
         let text = self.run(&what, &job)?;
         let answer = executor::json(&text).ok_or_else(|| {
             self.refused(format!("{what}: its answer is no JSON; run it by hand to see why"))
@@ -300,6 +297,7 @@ impl Activation<'_> {
     }
 
     fn run(&self, what: &str, job: &Job<'_>) -> Result<String, Refused> {
+        self.teller.running(&format!("cluster {}: {what}", self.cluster));
         self.executor.run(job).map_err(|why| self.refused(format!("{what}: {why}")))
     }
 

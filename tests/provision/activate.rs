@@ -134,6 +134,27 @@ fn tools_may_be_far_away() {
 }
 
 #[test]
+fn a_tool_that_never_ends_is_stopped() {
+    let bed = Bed::new();
+    let stuck = bed.ground.path("stuck");
+    fs::write(&stuck, "#!/bin/sh\necho 'Enter password:' >&2\nexec sleep 600\n").unwrap();
+    fs::set_permissions(&stuck, fs::Permissions::from_mode(0o755)).unwrap();
+    let stuck = stuck.to_str().unwrap();
+    let arguments = ["--exec", "local", "--cloudhsm-cli", stuck, "--tool-timeout", "3s"];
+    let output = bed.activate(&arguments).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for part in [
+        &format!("running: cluster {}: cloudhsm-cli user list", bed.cluster),
+        "did not end within 3 seconds and was stopped",
+        "the last it said was \"Enter password:\"",
+        "run the commands by hand",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
 fn a_killed_activation_is_finished() {
     let bed = Bed::new();
     let script = format!(

@@ -1,5 +1,7 @@
 //! `kmsfsctl provision activate`: the administrator of a cluster, and the user that KMS logs in as.
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -7,9 +9,10 @@ use super::account::AccountOptions;
 use super::screen::Screen;
 use super::{ClusterOptions, refused};
 use crate::cli::exit::{FAILURE, failure};
+use crate::cli::kms::duration;
 use crate::cli::output::Out;
 use crate::provision::activate::{
-    ADMIN, Activated, Activation, Executor, KMSUSER, Keep, Passwords, Step, Tools, commands,
+    ADMIN, Activated, Activation, Executor, KMSUSER, Keep, Passwords, Place, Step, Tools, commands,
 };
 use crate::provision::certificate::Files;
 use crate::provision::initialize::{Seen, find};
@@ -67,6 +70,9 @@ pub struct ToolOptions {
     /// run need one again, put it into its file.
     #[arg(long, value_name = "COMMAND")]
     password_command: Option<String>,
+    /// Longest wait for one run of a tool, or of the password command; then it is stopped
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10m")]
+    tool_timeout: Duration,
 }
 
 /// Where tools run.
@@ -141,20 +147,22 @@ impl ToolOptions {
 
     /// Where passwords come from and go to.
     pub fn passwords(&self, files: &Files) -> Passwords {
-        let keep = self.password_command.clone().map_or(Keep::Files, Keep::Command);
+        let command = self.password_command.clone();
+        let keep = command.map_or(Keep::Files, |command| Keep::Command(command, self.tool_timeout));
         Passwords::new(files.clone(), keep)
     }
 
     /// Nothing, if people run the tools.
     pub fn executor(&self) -> Option<Executor> {
-        let (tools, anchor) = (self.tools(), self.anchor_path.clone());
-        match (&self.exec_template, self.exec) {
+        let place = match (&self.exec_template, self.exec) {
             (Some(template), _) => {
-                Some(Executor::Template { template: template.clone(), tools, anchor })
+                let (template, anchor) = (template.clone(), self.anchor_path.clone());
+                Place::Template { template, anchor }
             }
-            (None, Some(Exec::Local)) => Some(Executor::Local(tools)),
-            (None, None) => None,
-        }
+            (None, Some(Exec::Local)) => Place::Local,
+            (None, None) => return None,
+        };
+        Some(Executor { place, tools: self.tools(), limit: self.tool_timeout })
     }
 }
 

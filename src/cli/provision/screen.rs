@@ -12,7 +12,9 @@ use crate::provision::Teller;
 
 /// The teller of every `provision` command.
 pub struct Screen {
-    spinner: Option<ProgressBar>,
+    /// On a terminal, while there is something to wait for.
+    spinner: Mutex<Option<ProgressBar>>,
+    on_terminal: bool,
     /// What was told last.
     last: Mutex<String>,
 }
@@ -20,15 +22,8 @@ pub struct Screen {
 impl Screen {
     /// Shows nothing until there is something to wait for.
     pub fn new() -> Self {
-        let spinner = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            // The template is a constant; should indicatif refuse it, its default serves.
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-                bar.set_style(style);
-            }
-            bar
-        });
-        Self { spinner, last: Mutex::default() }
+        let on_terminal = std::io::stderr().is_terminal();
+        Self { spinner: Mutex::default(), on_terminal, last: Mutex::default() }
     }
 
     /// Whether this is something else than what was told last.
@@ -46,29 +41,46 @@ impl Teller for Screen {
     fn waiting(&self, what: &str, state: &str) {
         let text = harmless(&format!("waiting: {what} is {state}"));
         let new = self.is_new(&text);
-        match &self.spinner {
-            Some(spinner) => {
-                spinner.enable_steady_tick(Duration::from_millis(200));
-                spinner.set_message(text);
-            }
-            None if new => note(text),
-            None => {}
+        if self.on_terminal {
+            self.spinner.lock().get_or_insert_with(spinner).set_message(text);
+        } else if new {
+            note(text);
         }
     }
 
     fn done(&self, what: &str) {
         let text = harmless(what);
         self.is_new(&text);
-        match &self.spinner {
+        match &*self.spinner.lock() {
             Some(spinner) => spinner.suspend(|| note(text)),
             None => note(text),
         }
     }
+
+    fn running(&self, what: &str) {
+        let text = harmless(&format!("running: {what}"));
+        self.is_new(&text);
+        // It would draw over whatever the program asks there.
+        if let Some(spinner) = self.spinner.lock().take() {
+            spinner.finish_and_clear();
+        }
+        note(text);
+    }
+}
+
+fn spinner() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    // The template is a constant; should indicatif refuse it, its default serves.
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        if let Some(spinner) = &self.spinner {
+        if let Some(spinner) = self.spinner.get_mut() {
             spinner.finish_and_clear();
         }
     }

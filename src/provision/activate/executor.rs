@@ -5,12 +5,13 @@
 //! pass an environment on, elsewhere a shell reads it from the first line of the standard input.
 
 use crate::crypto::SecretBytes;
+use crate::provision::child::{self, Ended};
 use crate::provision::shell::quoted;
 use serde_json::Value;
 use std::ffi::OsString;
-use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// What the tools' own complaints mean: a part of the complaint in small letters, what to do.
@@ -46,18 +47,27 @@ pub struct Tools {
 
 /// Where the tools run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Executor {
+pub enum Place {
     /// On this host.
-    Local(Tools),
+    Local,
     /// Wherever a command line leads.
     Template {
         /// A command line for `sh -c`, with `{}` for the one to be run there: one word, quoted.
         template: String,
-        /// Their paths there.
-        tools: Tools,
         /// Where the trust anchor is put there.
         anchor: String,
     },
+}
+
+/// Runs the tools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executor {
+    /// Where.
+    pub place: Place,
+    /// Their paths there.
+    pub tools: Tools,
+    /// Longest wait for one run of one of them.
+    pub limit: Duration,
 }
 
 /// One run of a tool.
@@ -114,26 +124,19 @@ impl<'a> Job<'a> {
 }
 
 impl Executor {
-    /// Where the tools are.
-    pub fn tools(&self) -> &Tools {
-        match self {
-            Self::Local(tools) | Self::Template { tools, .. } => tools,
-        }
-    }
-
     /// Where the trust anchor has to be put, unless the tools can read it where it is.
     pub fn anchor_path(&self) -> Option<&str> {
-        match self {
-            Self::Local(_) => None,
-            Self::Template { anchor, .. } => Some(anchor),
+        match &self.place {
+            Place::Local => None,
+            Place::Template { anchor, .. } => Some(anchor),
         }
     }
 
     /// Runs a tool to its end; what it said, or why it failed.
     pub fn run(&self, job: &Job<'_>) -> Result<String, String> {
         let mut input = Zeroizing::new(Vec::with_capacity(64 * 1024));
-        let mut command = match self {
-            Self::Local(_) => {
+        let mut command = match &self.place {
+            Place::Local => {
                 let mut command = Command::new(job.program);
                 command.args(&job.arguments);
                 // One's own login is not meant for the others.
@@ -145,7 +148,7 @@ impl Executor {
                 }
                 command
             }
-            Self::Template { template, .. } => {
+            Place::Template { template, .. } => {
                 let mut command = Command::new("sh");
                 command.args(["-c", &template.replace("{}", &quoted(&job.line()))]);
                 if let Some(pin) = job.pin() {
@@ -156,28 +159,36 @@ impl Executor {
             }
         };
         job.input.iter().for_each(|piece| input.extend_from_slice(piece));
-        let output = talk(&mut command, &input);
-        let output = output.map_err(|e| format!("cannot be run ({e}); is its path right?"))?;
-        judge(job, &output)
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let ended = child::run(&mut command, input, self.limit);
+        let ended = ended.map_err(|e| format!("cannot be run ({e}); is its path right?"))?;
+        match ended.status {
+            Some(status) => judge(job, status, &ended),
+            None => Err(self.too_long(job, &ended)),
+        }
     }
-}
 
-fn talk(command: &mut Command, input: &[u8]) -> std::io::Result<std::process::Output> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that ends without reading says why itself. All of it fits into the pipe.
-        let _ = stdin.write_all(input);
+    fn too_long(&self, job: &Job<'_>, ended: &Ended) -> String {
+        let said = last_lines(&ended.errors, &ended.said);
+        let said = said.map_or_else(String::new, |said| {
+            format!("; the last it said was {:?}", job.without_secrets(&said))
+        });
+        format!(
+            "it did not end within {} seconds and was stopped{said}; see whether the host answers and \
+             whether something waits for input there, such as a prompt that reads from a terminal only: \
+             then run the commands by hand, which this command prints without --exec and \
+             --exec-template. --tool-timeout waits longer",
+            self.limit.as_secs_f64()
+        )
     }
-    child.wait_with_output()
 }
 
 /// Success is an exit code of 0 and, in what is JSON, an `error_code` of 0.
-fn judge(job: &Job<'_>, output: &std::process::Output) -> Result<String, String> {
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+fn judge(job: &Job<'_>, status: ExitStatus, ended: &Ended) -> Result<String, String> {
+    let said = String::from_utf8_lossy(&ended.said).into_owned();
     let answer = json(&said);
     let code = answer.as_ref().and_then(|answer| answer["error_code"].as_i64());
-    if output.status.success() && code.is_none_or(|code| code == 0) {
+    if status.success() && code.is_none_or(|code| code == 0) {
         return Ok(said);
     }
     let complaint = match answer.filter(|_| code.is_some()) {
@@ -185,7 +196,8 @@ fn judge(job: &Job<'_>, output: &std::process::Output) -> Result<String, String>
             let data = &answer["data"];
             data.as_str().map_or_else(|| data.to_string(), str::to_owned)
         }
-        None => last_lines(&String::from_utf8_lossy(&output.stderr), &said),
+        None => last_lines(&ended.errors, &ended.said)
+            .unwrap_or_else(|| "it failed and said nothing".to_owned()),
     };
     let complaint = job.without_secrets(&complaint);
     let small = complaint.to_lowercase();
@@ -193,19 +205,18 @@ fn judge(job: &Job<'_>, output: &std::process::Output) -> Result<String, String>
     let advice = advice.unwrap_or("run it by hand on that host to see more");
     let status = match code {
         Some(code) => format!("error_code {code}"),
-        None => output.status.to_string(),
+        None => status.to_string(),
     };
     Err(format!("{complaint} ({status}); {advice}"))
 }
 
 /// Enough of what was said to see why.
-fn last_lines(errors: &str, said: &str) -> String {
-    let text = if errors.trim().is_empty() { said } else { errors };
+fn last_lines(errors: &[u8], said: &[u8]) -> Option<String> {
+    let text = if errors.trim_ascii().is_empty() { said } else { errors };
+    let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    match lines[lines.len().saturating_sub(3)..].join(" / ") {
-        nothing if nothing.is_empty() => "it failed and said nothing".to_owned(),
-        text => text,
-    }
+    let last = &lines[lines.len().saturating_sub(3)..];
+    (!last.is_empty()).then(|| last.join(" / "))
 }
 
 /// The JSON in an answer, which prompts may go before.
@@ -218,20 +229,25 @@ pub fn json(text: &str) -> Option<Value> {
 mod tests {
     use super::*;
 
-    fn tools() -> Tools {
-        Tools { cli: "cloudhsm-cli".to_owned(), configure: "configure-cli".to_owned() }
+    fn executor(place: Place) -> Executor {
+        let tools = Tools { cli: "cloudhsm-cli".to_owned(), configure: "configure-cli".to_owned() };
+        Executor { place, tools, limit: Duration::from_secs(600) }
+    }
+
+    fn local() -> Executor {
+        executor(Place::Local)
     }
 
     fn template(template: &str) -> Executor {
         let (template, anchor) = (template.to_owned(), "anchor".to_owned());
-        Executor::Template { template, tools: tools(), anchor }
+        executor(Place::Template { template, anchor })
     }
 
     #[test]
     fn words_stay_words() {
         for word in ["plain", "", "two words", "it's", "a\"b$c`d\\e", "{}", "x\ny"] {
             let job = Job::new("printf", &["%s", word]);
-            for executor in [Executor::Local(tools()), template("sh -c {}"), template("eval {}")] {
+            for executor in [local(), template("sh -c {}"), template("eval {}")] {
                 assert_eq!(executor.run(&job).unwrap(), word, "{executor:?}");
             }
         }
@@ -246,7 +262,7 @@ mod tests {
             input: vec![b"a\n", b"b\n"],
             ..Job::new("sh", &["-c", show])
         };
-        for executor in [Executor::Local(tools()), template("sh -c {}")] {
+        for executor in [local(), template("sh -c {}")] {
             let said = executor.run(&job).unwrap();
             let rest = said.strip_prefix("admin admin:pass word\na\nb\n").unwrap();
             assert!(rest.starts_with("sh -c") && !rest.contains("pass word"), "{rest}");
@@ -263,7 +279,7 @@ mod tests {
                 input: vec![b"sesame-2", b"\n"],
                 ..Job::new("sh", &["-c", script])
             };
-            Executor::Local(tools()).run(&job).unwrap_err()
+            local().run(&job).unwrap_err()
         };
         let error = fail("echo 'Enter password: {\"error_code\": 1, \"data\": \"Login failed\"}'");
         assert!(error.starts_with("Login failed (error_code 1); the password in"), "{error}");
@@ -271,7 +287,19 @@ mod tests {
         assert!(error.starts_with("admin:(secret) (secret) (exit status: 9)"), "{error}");
         let error = fail("exit 1");
         assert!(error.contains("said nothing"), "{error}");
-        let missing = Executor::Local(tools()).run(&Job::new("/nonexistent/tool", &[]));
+        let missing = local().run(&Job::new("/nonexistent/tool", &[]));
         assert!(missing.unwrap_err().contains("is its path right?"));
+    }
+
+    #[test]
+    fn a_tool_that_does_not_end_is_stopped_and_what_it_waits_for_is_told() {
+        let login = SecretBytes::new(b"sesame-1".to_vec());
+        let script = "echo \"$CLOUDHSM_PIN\"; echo 'Enter password:'; exec sleep 60";
+        let job = Job { login: Some(&login), ..Job::new("sh", &["-c", script]) };
+        // Long enough for a shell to come to its second line.
+        let hurried = Executor { limit: Duration::from_secs(3), ..local() };
+        let error = hurried.run(&job).unwrap_err();
+        assert!(error.starts_with("it did not end within 3 seconds and was stopped"), "{error}");
+        assert!(error.contains("\"admin:(secret) / Enter password:\""), "{error}");
     }
 }

@@ -2,12 +2,13 @@
 
 use crate::crypto::{SecretBytes, random};
 use crate::provision::certificate::Files;
+use crate::provision::child;
 use crate::provision::files::{self, SECRET};
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 /// The administrator's password; also the name of its file.
@@ -43,8 +44,8 @@ pub enum Keep {
     /// In files of the deployment's directory, for their owner only.
     Files,
     /// This command (`sh -c`) takes them: the password on its standard input, its name in the
-    /// environment as KMSFS_PASSWORD_NAME.
-    Command(String),
+    /// environment as KMSFS_PASSWORD_NAME. It is not waited for any longer than the second says.
+    Command(String, Duration),
 }
 
 /// The passwords of one deployment.
@@ -93,7 +94,7 @@ impl Passwords {
                 files::ensure_dir(self.files.dir())?;
                 files::write_new(&self.path(name), password.expose(), SECRET)?;
             }
-            Keep::Command(command) => hand_over(command, name, &password)?,
+            Keep::Command(command, limit) => hand_over(command, *limit, name, &password)?,
         }
         self.made.lock().insert(name, copy(&password));
         Ok(password)
@@ -118,26 +119,41 @@ pub fn new_password() -> SecretBytes {
     SecretBytes::new(std::mem::take(&mut *password))
 }
 
-fn hand_over(command: &str, name: &str, password: &SecretBytes) -> Result<(), String> {
-    let failed = |e: std::io::Error| format!("the password command for {name} failed: {e}");
+fn hand_over(
+    command: &str,
+    limit: Duration,
+    name: &str,
+    password: &SecretBytes,
+) -> Result<(), String> {
+    let failed = |why: String| {
+        Err(format!("the password command for {name} {why}; that password was not used"))
+    };
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).env("KMSFS_PASSWORD_NAME", name);
     // Whatever it says must not end up in the middle of an answer.
-    shell.stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut child = shell.spawn().map_err(failed)?;
-    let written = child.stdin.take().map_or(Ok(()), |mut input| input.write_all(password.expose()));
-    let status = child.wait().map_err(failed)?;
-    if !status.success() {
-        return Err(format!("the password command for {name} failed ({status}); nothing was done"));
+    shell.stdout(Stdio::null());
+    let ended = match child::run(&mut shell, Zeroizing::new(password.expose().to_vec()), limit) {
+        Ok(ended) => ended,
+        Err(e) => return failed(format!("cannot be run ({e})")),
+    };
+    match ended.status {
+        None => failed(format!(
+            "did not end within {} seconds and was stopped (--tool-timeout waits longer)",
+            limit.as_secs_f64()
+        )),
+        Some(status) if !status.success() => failed(format!("failed ({status})")),
+        // One that reads nothing has kept nothing.
+        Some(_) if !ended.took_all => failed("did not read it".to_owned()),
+        Some(_) => Ok(()),
     }
-    // One that reads nothing has kept nothing.
-    written.map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    const LONG: Duration = Duration::from_secs(600);
 
     #[test]
     fn passwords_are_long_plain_and_fair() {
@@ -184,13 +200,20 @@ mod tests {
         let files = Files::new(dir.path().join("own"));
         let vault = dir.path().join("vault-");
         let command = format!("cat > {}$KMSFS_PASSWORD_NAME", vault.display());
-        let passwords = Passwords::new(files.clone(), Keep::Command(command));
+        let passwords = Passwords::new(files.clone(), Keep::Command(command, LONG));
         let made = passwords.existing_or_new(ADMIN).unwrap();
         let kept = std::fs::read(dir.path().join("vault-admin-password")).unwrap();
         assert_eq!(kept, made.expose());
         assert_eq!(passwords.existing_or_new(ADMIN).unwrap().expose(), made.expose());
         assert!(!passwords.path(ADMIN).exists());
-        let failing = Passwords::new(files, Keep::Command("cat > /dev/null; exit 3".to_owned()));
-        assert!(failing.existing_or_new(ADMIN).err().unwrap().contains("nothing was done"));
+        for (script, limit, why) in [
+            ("cat > /dev/null; exit 3", LONG, "failed (exit status: 3)"),
+            ("exec sleep 60", Duration::from_millis(50), "did not end within 0.05 seconds"),
+        ] {
+            let failing = Passwords::new(files.clone(), Keep::Command(script.to_owned(), limit));
+            let error = failing.existing_or_new(ADMIN).err().unwrap();
+            assert!(error.contains(why) && error.contains("not used"), "{error}");
+            assert!(failing.remembered(ADMIN).unwrap().is_none());
+        }
     }
 }
