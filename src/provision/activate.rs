@@ -187,7 +187,7 @@ impl Activation<'_> {
         let path = match self.executor.anchor_path() {
             Some(path) => {
                 let write = format!("cat > {}", quoted(path));
-                let job = Job { input: vec![anchor.as_bytes()], ..Job::new("sh", &["-c", &write]) };
+                let job = Job { input: anchor.as_bytes(), ..Job::new("sh", &["-c", &write]) };
                 self.run("placing the trust anchor", &job)?;
                 path.to_owned()
             }
@@ -286,9 +286,8 @@ impl Activation<'_> {
     ) -> Result<Value, Refused> {
         let what = format!("cloudhsm-cli {}", arguments[..2.min(arguments.len())].join(" "));
         // Asked for twice.
-        let input = new.into_iter().flat_map(|new| [new.expose(), b"\n", new.expose(), b"\n"]);
-        let job =
-            Job { login, input: input.collect(), ..Job::new(&self.executor.tools.cli, arguments) };
+        let answers = new.into_iter().flat_map(|new| [new.expose(), new.expose()]).collect();
+        let job = Job { login, answers, ..Job::new(&self.executor.tools.cli, arguments) };
         let text = self.run(&what, &job)?;
         let answer = executor::json(&text).ok_or_else(|| {
             self.refused(format!("{what}: its answer is no JSON; run it by hand to see why"))

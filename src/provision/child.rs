@@ -2,6 +2,10 @@
 //!
 //! It stays in this process's group and keeps the terminal: `ssh` asks for its own passwords there.
 
+mod terminal;
+
+pub use terminal::converse;
+
 use std::io::{Read, Write};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -35,13 +39,13 @@ pub fn run(
     limit: Duration,
 ) -> std::io::Result<Ended> {
     let mut child = command.stdin(Stdio::piped()).spawn()?;
-    let (said, errors) = (Heard::of(child.stdout.take()), Heard::of(child.stderr.take()));
+    let (mut said, mut errors) = (Heard::of(child.stdout.take()), Heard::of(child.stderr.take()));
     let (tell, took) = mpsc::channel();
     if let Some(mut stdin) = child.stdin.take() {
         // One that reads nothing must not hold this process up.
         std::thread::spawn(move || tell.send(stdin.write_all(&input).is_ok()));
     }
-    let status = wait(&mut child, limit)?;
+    let status = wait(&mut child, limit, || Ok(()))?;
     let until = Instant::now() + REST;
     let took_all = took.recv_timeout(until.saturating_duration_since(Instant::now()));
     let (said, errors) = (said.until(until), errors.until(until));
@@ -49,8 +53,12 @@ pub fn run(
     Ok(Ended { status, said, errors, took_all })
 }
 
-/// `None`: the limit was reached, and it was stopped.
-fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+/// `None`: the limit was reached, and it was stopped. `meanwhile` is called again and again.
+fn wait(
+    child: &mut Child,
+    limit: Duration,
+    mut meanwhile: impl FnMut() -> std::io::Result<()>,
+) -> std::io::Result<Option<ExitStatus>> {
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
@@ -61,30 +69,40 @@ fn wait(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus
             child.wait()?;
             return Ok(None);
         }
+        meanwhile()?;
         std::thread::sleep(LOOK);
     }
 }
 
 /// What comes out of a pipe, read by a thread of its own.
-struct Heard(mpsc::Receiver<Vec<u8>>);
+struct Heard {
+    pieces: mpsc::Receiver<Vec<u8>>,
+    /// What was taken out of them.
+    so_far: Vec<u8>,
+}
 
 impl Heard {
     fn of(pipe: Option<impl Read + Send + 'static>) -> Self {
-        let (tell, heard) = mpsc::channel();
+        let (tell, pieces) = mpsc::channel();
         if let Some(pipe) = pipe {
             std::thread::spawn(move || listen(pipe, &tell));
         }
-        Self(heard)
+        Self { pieces, so_far: Vec::new() }
     }
 
     /// What was said until its end, or until this moment.
-    fn until(&self, moment: Instant) -> Vec<u8> {
-        let mut said = Vec::new();
+    fn until(&mut self, moment: Instant) -> Vec<u8> {
         let left = || moment.saturating_duration_since(Instant::now());
-        while let Ok(piece) = self.0.recv_timeout(left()) {
-            said.extend_from_slice(&piece);
+        while let Ok(piece) = self.pieces.recv_timeout(left()) {
+            self.so_far.extend_from_slice(&piece);
         }
-        said
+        std::mem::take(&mut self.so_far)
+    }
+
+    /// What was said until now.
+    fn so_far(&mut self) -> &[u8] {
+        self.pieces.try_iter().for_each(|piece| self.so_far.extend_from_slice(&piece));
+        &self.so_far
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs CloudHSM's tools: on this host, or wherever a command of the user's takes them.
 //!
-//! No password is ever an argument. New ones go in on the standard input, where the tool asks for them.
+//! No password is ever an argument. New ones are given where the tool asks for them: here on a terminal of
+//! its own, elsewhere on the standard input.
 //! The administrator's, to log in with, is in the tool's environment; since `ssh` and the like do not
 //! pass an environment on, elsewhere a shell reads it from the first line of the standard input.
 
@@ -78,14 +79,16 @@ pub struct Job<'a> {
     pub arguments: Vec<&'a str>,
     /// The administrator's password.
     pub login: Option<&'a SecretBytes>,
-    /// The standard input, in pieces.
-    pub input: Vec<&'a [u8]>,
+    /// The passwords it asks for, in this order.
+    pub answers: Vec<&'a [u8]>,
+    /// The standard input, if it asks for none.
+    pub input: &'a [u8],
 }
 
 impl<'a> Job<'a> {
     /// Without login or input.
     pub fn new(program: &'a str, arguments: &[&'a str]) -> Self {
-        Self { program, arguments: arguments.to_vec(), login: None, input: vec![] }
+        Self { program, arguments: arguments.to_vec(), login: None, answers: vec![], input: &[] }
     }
 
     /// For a shell; with a login this reads it from a line before the rest of the input.
@@ -109,11 +112,32 @@ impl<'a> Job<'a> {
         self.login.map(|login| Zeroizing::new([b"admin:", login.expose()].concat()))
     }
 
+    /// On this host: its arguments and its environment.
+    fn prepare(&self, command: &mut Command) {
+        command.args(&self.arguments);
+        // One's own login is not meant for the others.
+        command.env_remove("CLOUDHSM_ROLE").env_remove("CLOUDHSM_PIN");
+        // The copy that the tool inherits cannot be wiped; it ends with this command.
+        if let Some(mut pin) = self.pin() {
+            let pin = OsString::from_vec(std::mem::take(&mut *pin));
+            command.env("CLOUDHSM_ROLE", "admin").env("CLOUDHSM_PIN", pin);
+        }
+    }
+
+    /// Elsewhere: all that it reads.
+    fn lines(&self) -> Zeroizing<Vec<u8>> {
+        let pin = self.pin();
+        let lines = pin.iter().map(|pin| &pin[..]).chain(self.answers.iter().copied());
+        let lines = lines.flat_map(|line| [line, b"\n"]).chain([self.input]);
+        let lines: Vec<&[u8]> = lines.collect();
+        Zeroizing::new(lines.concat())
+    }
+
     /// Never shows what must not be seen.
     fn without_secrets(&self, text: &str) -> String {
         let mut text = text.to_owned();
         let secrets = self.login.map(SecretBytes::expose);
-        for secret in secrets.into_iter().chain(self.input.iter().copied()) {
+        for secret in secrets.into_iter().chain(self.answers.iter().copied()) {
             match std::str::from_utf8(secret).map(str::trim) {
                 Ok(secret) if !secret.is_empty() => text = text.replace(secret, "(secret)"),
                 _ => {}
@@ -134,33 +158,24 @@ impl Executor {
 
     /// Runs a tool to its end; what it said, or why it failed.
     pub fn run(&self, job: &Job<'_>) -> Result<String, String> {
-        let mut input = Zeroizing::new(Vec::with_capacity(64 * 1024));
-        let mut command = match &self.place {
-            Place::Local => {
+        let ended = match &self.place {
+            Place::Local if job.answers.is_empty() => {
                 let mut command = Command::new(job.program);
-                command.args(&job.arguments);
-                // One's own login is not meant for the others.
-                command.env_remove("CLOUDHSM_ROLE").env_remove("CLOUDHSM_PIN");
-                // The copy that the tool inherits cannot be wiped; it ends with this command.
-                if let Some(mut pin) = job.pin() {
-                    let pin = OsString::from_vec(std::mem::take(&mut *pin));
-                    command.env("CLOUDHSM_ROLE", "admin").env("CLOUDHSM_PIN", pin);
-                }
-                command
+                job.prepare(&mut command);
+                command.stderr(Stdio::piped()).stdout(Stdio::piped());
+                child::run(&mut command, Zeroizing::new(job.input.to_vec()), self.limit)
+            }
+            Place::Local => {
+                let prepare = |command: &mut Command| job.prepare(command);
+                child::converse(job.program, prepare, &job.answers, self.limit)
             }
             Place::Template { template, .. } => {
                 let mut command = Command::new("sh");
                 command.args(["-c", &template.replace("{}", &quoted(&job.line()))]);
-                if let Some(pin) = job.pin() {
-                    input.extend_from_slice(&pin);
-                    input.push(b'\n');
-                }
-                command
+                command.stderr(Stdio::piped()).stdout(Stdio::piped());
+                child::run(&mut command, job.lines(), self.limit)
             }
         };
-        job.input.iter().for_each(|piece| input.extend_from_slice(piece));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let ended = child::run(&mut command, input, self.limit);
         let ended = ended.map_err(|e| format!("cannot be run ({e}); is its path right?"))?;
         match ended.status {
             Some(status) => judge(job, status, &ended),
@@ -257,11 +272,7 @@ mod tests {
     fn logins_travel_unseen() {
         let login = SecretBytes::new(b"pass word".to_vec());
         let show = "echo \"$CLOUDHSM_ROLE $CLOUDHSM_PIN\"; cat; tr '\\0' ' ' < /proc/$$/cmdline";
-        let job = Job {
-            login: Some(&login),
-            input: vec![b"a\n", b"b\n"],
-            ..Job::new("sh", &["-c", show])
-        };
+        let job = Job { login: Some(&login), input: b"a\nb\n", ..Job::new("sh", &["-c", show]) };
         for executor in [local(), template("sh -c {}")] {
             let said = executor.run(&job).unwrap();
             let rest = said.strip_prefix("admin admin:pass word\na\nb\n").unwrap();
@@ -276,14 +287,14 @@ mod tests {
         let fail = |script: &str| {
             let job = Job {
                 login: Some(&login),
-                input: vec![b"sesame-2", b"\n"],
+                answers: vec![b"sesame-2"],
                 ..Job::new("sh", &["-c", script])
             };
             local().run(&job).unwrap_err()
         };
         let error = fail("echo 'Enter password: {\"error_code\": 1, \"data\": \"Login failed\"}'");
         assert!(error.starts_with("Login failed (error_code 1); the password in"), "{error}");
-        let error = fail("read -r a; echo \"$CLOUDHSM_PIN $a\" >&2; exit 9");
+        let error = fail("echo password?; read -r a; echo \"$CLOUDHSM_PIN $a\" >&2; exit 9");
         assert!(error.starts_with("admin:(secret) (secret) (exit status: 9)"), "{error}");
         let error = fail("exit 1");
         assert!(error.contains("said nothing"), "{error}");
