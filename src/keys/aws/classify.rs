@@ -71,7 +71,8 @@ impl Class {
             }
             Self::Throttled => "lower kms-rate here, or the load of others on the key store",
             Self::Transient | Self::Unreachable => {
-                "check the network, the endpoint and the key store; it is tried again by itself"
+                "check the network, the endpoint and the key store; a mount tries again by \
+                 itself, a command has to be run again"
             }
             Self::Credentials => {
                 "renew this host's AWS credentials (environment, profile, role or SSO login)"
