@@ -20,6 +20,7 @@ mod leftovers;
 pub mod live;
 mod lookahead;
 pub mod names;
+pub mod newest;
 pub mod opening;
 mod readdir;
 mod remove;

@@ -12,25 +12,26 @@ mod status;
 mod sweep;
 mod target;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::crypto::SecretBytes;
 use crate::crypto::wrap::Argon2Cost;
+use crate::crypto::{SecretBytes, Vault, VolumeKeys};
 use crate::format::descriptor::Descriptor;
 use crate::format::header::Recipient;
 use crate::fs::Access;
-use crate::fs::volume::{unlock_error, write_descriptor};
+use crate::fs::volume::{unlock_error, volume_context, write_descriptor};
 #[cfg(feature = "aws")]
 use crate::keys::aws;
 use crate::keys::unlock::UnlockError;
 use crate::keys::x25519::X25519;
 use crate::keys::{Editor, KeyError, KeySpec, UnlockOptions, keyfile, same_key, unlock};
 
-use super::exit::{DAMAGE, failure};
+use super::exit::{DAMAGE, KEY_UNAVAILABLE, failure};
 use super::output::{Out, hex, note};
 use super::secrets::{self, KeyOptions};
 use super::tree::{Tree, locked};
@@ -90,7 +91,7 @@ struct EditArgs {
     keys: KeyOptions,
 }
 
-/// Change the passphrase; only the descriptor is rewritten
+/// Change the passphrase; only the descriptor is rewritten, after a look at every file header
 #[derive(Args)]
 struct PassphraseArgs {
     /// The volume, not mounted
@@ -175,10 +176,9 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
     let (root, bytes) = locked(&args.dir, Access::ReadWrite)?;
     let mut options = args.keys.remembering_options();
     let mut editor = Editor::open(&bytes, &options).map_err(refused)?;
-    let before = editor.descriptor().params.generation;
-    let recipients = editor.descriptor().allowed.clone();
+    let (old, keys) = (editor.descriptor().clone(), editor.volume_keys());
     let descriptor_changed = change(args, &mut editor, &options).map_err(refused)?;
-    let recipients_changed = editor.descriptor().allowed != recipients;
+    let recipients_changed = editor.descriptor().allowed != old.allowed;
     let bytes = editor.finish().map_err(refused)?;
     let (descriptor, _) =
         Descriptor::parse(&bytes).map_err(|error| refused(UnlockError::from(error)))?;
@@ -193,24 +193,32 @@ fn edit(args: &EditArgs, change: Edit) -> anyhow::Result<()> {
         if args.key.is_recipient() || last_local {
             require_way_in(&args.dir, &bytes, &options)?;
         }
+        require_newest_of(&root, &args.dir, &old, keys)?;
         write_descriptor(&root, &args.dir, &bytes)?;
     }
     let generation = descriptor.params.generation;
     let (headers, rewritten, problems) = (0, 0, Vec::new());
     let mut edited = Edited { descriptor_changed, generation, headers, rewritten, problems };
+    let mut unserved = None;
     // What was right already may have been left by a sweep that was interrupted.
     if recipients_changed || args.key.is_recipient() || !descriptor_changed {
         let tree = Tree::unlock(root, &args.dir, &bytes, Access::ReadWrite, &options)?;
         let sweeping = Sweeping { json: args.json, ..Sweeping::default() };
-        let (swept, problems) = sweeping.idle(&tree, &tree.keyring, before).with_context(|| {
-            let again = "run the same command again to finish the file headers";
-            format!("{}: the descriptor is changed; {again}", args.dir.display())
-        })?;
+        let (swept, problems) =
+            sweeping.idle(&tree, &tree.keyring, old.params.generation).with_context(|| {
+                let again = "run the same command again to finish the file headers";
+                format!("{}: the descriptor is changed; {again}", args.dir.display())
+            })?;
         edited.headers = swept.headers;
         edited.rewritten = swept.rewritten;
         edited.problems = problems;
+        unserved = swept.unserved_why;
     }
     edited.print(args.json)?;
+    if let Some(why) = unserved.filter(|_| edited.problems.is_empty()) {
+        let text = "some file headers are not done yet; run the same command again";
+        return Err(failure(KEY_UNAVAILABLE, format!("{}: {text}: {why}", args.dir.display())));
+    }
     match edited.problems.len() {
         0 => Ok(()),
         n => Err(failure(DAMAGE, format!("{n} entries could not be brought in line"))),
@@ -263,6 +271,18 @@ fn remove(
     Ok(true)
 }
 
+/// Before any of the volume's files is opened with a new descriptor.
+fn require_newest_of(
+    root: &OwnedFd,
+    dir: &Path,
+    descriptor: &Descriptor,
+    keys: VolumeKeys,
+) -> anyhow::Result<()> {
+    let context = volume_context(descriptor, Vault::new(keys), 0);
+    let context = context.map_err(|error| unlock_error(error.into(), dir))?;
+    target::require_newest(root, dir, &context, descriptor)
+}
+
 fn require_way_in(dir: &Path, bytes: &[u8], options: &UnlockOptions) -> anyhow::Result<()> {
     unlock(bytes, options).map(drop).map_err(|error| {
         let refused = unlock_error(error, dir);
@@ -303,6 +323,7 @@ fn change_passphrase(args: &PassphraseArgs) -> anyhow::Result<()> {
     let mut editor = Editor::open(&bytes, &args.keys.unlock_options()).map_err(refused)?;
     let mut change = || editor.change_passphrase(&args.new.read()?, Argon2Cost::DEFAULT);
     change().map_err(|error| refused(error.into()))?;
+    require_newest_of(&root, &args.dir, editor.descriptor(), editor.volume_keys())?;
     let bytes = editor.finish().map_err(refused)?;
     write_descriptor(&root, &args.dir, &bytes)?;
     let generation = generation_of(&bytes).map_err(refused)?;

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::attr::FileKind;
 use super::backing;
 use super::error::FsResult;
-use super::names::RESERVED;
+use super::names::{LONG, RESERVED, SIDECAR};
 use crate::format::header::{Header, KeySlot, MAGIC, Recipient};
 use crate::format::layout::Layout;
 use crate::format::{DataKeyId, VolumeId};
@@ -204,10 +204,10 @@ fn header(dir: &OwnedFd, name: &[u8], bytes: &mut [u8]) -> Start {
     }
 }
 
-/// Files of ours that hold no content, and those that may be meant for it under a long name: these
-/// have a header as soon as they have anything.
+/// Files of ours that hold no content. Those of a long name do, and have a header as soon as they have
+/// anything.
 fn is_helper(name: &[u8]) -> bool {
-    name.starts_with(RESERVED)
+    name.starts_with(RESERVED) && (!name.starts_with(LONG) || name.ends_with(SIDECAR))
 }
 
 /// The data key together with its wrapped copies: each of these is unwrapped, and rewrapped, once.

@@ -57,6 +57,15 @@ impl Volume {
     /// Files that are open and were never written get new data keys; those that were are for
     /// [`Self::rewrap_files`].
     pub fn adopt_descriptor(&self, bytes: &[u8]) -> Result<(), OpenError> {
+        self.take_descriptor(bytes, false)
+    }
+
+    /// Fails if [`Self::adopt_descriptor`] would refuse, and changes nothing.
+    pub fn check_descriptor(&self, bytes: &[u8]) -> Result<(), OpenError> {
+        self.take_descriptor(bytes, true)
+    }
+
+    fn take_descriptor(&self, bytes: &[u8], only_check: bool) -> Result<(), OpenError> {
         let refused = |text: &str| {
             let source = self.source().display();
             OpenError::new(exit::FAILURE, format!("{source}: {text}; nothing was changed"))
@@ -78,9 +87,15 @@ impl Volume {
             // Nobody opens or makes a file with keys of before and is not seen below.
             let _others = self.opening_files.write();
             self.require_not_needed(&new)?;
+            if only_check {
+                return Ok(());
+            }
             opening::write_descriptor(&self.root, self.source(), bytes)?;
             self.keyring.adopt(&keyring);
             *self.descriptor.write() = Arc::new(new);
+        }
+        if only_check {
+            return Ok(());
         }
         self.replace_unused_keys().map_err(|error| {
             let source = self.source().display();
@@ -102,11 +117,14 @@ impl Volume {
             };
             let (current, next) = content.slots();
             if !opens(&current) || !next.as_ref().is_none_or(opens) {
+                let file = match inode.names.lock().places.is_empty() {
+                    true => "a file that was removed and is still open".to_owned(),
+                    false => format!("the open file {}", self.plain_path(&inode)),
+                };
                 let text = format!(
-                    "{}: {} is open (and perhaps removed), and its data key is wrapped for a key that \
-                     is to go; close it, or rewrap, and try again; nothing was changed",
+                    "{}: {file} has a data key that is wrapped for a key that is to go; close it, or \
+                     rewrap, and try again; nothing was changed",
                     self.source().display(),
-                    self.plain_path(&inode)
                 );
                 return Err(OpenError::new(exit::FAILURE, text));
             }

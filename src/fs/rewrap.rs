@@ -54,6 +54,10 @@ pub struct Swept {
     pub moved: u64,
     /// Entries that could not be read or written; each was reported.
     pub failed: u64,
+    /// Files whose keys could not be had now: nothing is wrong with them.
+    pub unserved: u64,
+    /// Why the first of them could not.
+    pub unserved_why: Option<String>,
 }
 
 /// Writes headers.
@@ -258,12 +262,7 @@ impl State<'_> {
             return;
         }
         let plans = self.sweep.plans(&batch);
-        let refused = |plan: &FsResult<Plan>| match plan {
-            Err(FsError::Key(error)) => {
-                error.falls_through() || matches!(error, KeyError::Revoked(_) | KeyError::Denied(_))
-            }
-            _ => false,
-        };
+        let refused = |plan: &FsResult<Plan>| plan.as_ref().err().is_some_and(is_refusal);
         if !plans.is_empty() && plans.iter().all(refused) {
             // The others would be told the same, each after some waiting.
             self.failed = plans.into_iter().find_map(Result::err);
@@ -295,9 +294,22 @@ impl State<'_> {
     }
 
     fn fail(&mut self, found: &Found, error: &FsError) {
+        if is_refusal(error) {
+            self.swept.unserved += 1;
+            self.swept.unserved_why.get_or_insert_with(|| error.to_string());
+            return;
+        }
         self.swept.failed += 1;
         self.sweep.watch.damaged(found.damage(error.to_string()));
     }
+}
+
+/// The holder of a key would not, or could not, use it: which is no fault of the file's.
+fn is_refusal(error: &FsError) -> bool {
+    let refuses = |error: &KeyError| {
+        error.falls_through() || matches!(error, KeyError::Revoked(_) | KeyError::Denied(_))
+    };
+    matches!(error, FsError::Key(error) if refuses(error))
 }
 
 impl Visitor for State<'_> {

@@ -141,6 +141,11 @@ impl Editor {
         &self.descriptor
     }
 
+    /// The volume's keys, which no change of the descriptor changes.
+    pub fn volume_keys(&self) -> VolumeKeys {
+        VolumeKeys::derive(&self.volume_key, self.descriptor.volume)
+    }
+
     /// The new descriptor file. Its generation is one higher if anything was changed.
     pub fn finish(mut self) -> Result<Vec<u8>, UnlockError> {
         if self.before.as_ref().is_some_and(|before| *before != self.descriptor) {

@@ -2,12 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::aws::{KeyState, Origin};
 use super::bed::{Bed, ctl, refused, said};
@@ -34,6 +34,11 @@ fn retire(bed: &Bed, key: &str, more: &[&str]) -> Command {
     command
 }
 
+fn state(bed: &Bed) -> String {
+    let shown = bed.fake.client().call("DescribeKey", &json!({"KeyId": bed.key})).unwrap();
+    shown["KeyMetadata"]["KeyState"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn an_open_file_that_was_removed_still_needs_its_key() {
     let (mut bed, second) = bed();
@@ -42,7 +47,8 @@ fn an_open_file_that_was_removed_still_needs_its_key() {
     fs::remove_file(bed.at("a-00000")).unwrap();
     rewrap(&bed, &["--to", &format!("aws-kms:{second}")]);
     let told = refused(&mut retire(&bed, &bed.key, &["--no-backups"]), 1);
-    assert!(told.contains("is open"), "{told}");
+    assert!(told.contains("removed and is still open"), "{told}");
+    assert_eq!(state(&bed), "Enabled", "{told}");
     let mut text = String::new();
     file.read_to_string(&mut text).unwrap();
     assert_eq!(text, "file 0");
@@ -51,6 +57,61 @@ fn an_open_file_that_was_removed_still_needs_its_key() {
     bed.remount("");
     assert_eq!(fs::read(bed.at("a-00001")).unwrap(), b"file 1");
     bed.unmount();
+}
+
+#[test]
+fn a_key_stays_enabled_while_a_volume_cannot_forget_it() {
+    let (mut bed, second) = bed();
+    rewrap(&bed, &["--to", &format!("aws-kms:{second}")]);
+    bed.mount("ro");
+    let told = refused(&mut retire(&bed, &bed.key, &["--no-backups"]), 14);
+    assert!(told.contains("mounted read-only"), "{told}");
+    assert_eq!(state(&bed), "Enabled");
+    bed.unmount();
+    said(&mut retire(&bed, &bed.key, &["--no-backups"]));
+    assert_eq!(state(&bed), "Disabled");
+}
+
+#[test]
+fn a_damaged_header_keeps_the_key_whatever_the_file_is_called() {
+    let (mut bed, second) = bed();
+    bed.mount("");
+    fs::write(bed.at("n".repeat(250)), "long").unwrap();
+    bed.unmount();
+    let long = fs::read_dir(bed.source()).unwrap().map(|entry| entry.unwrap().path());
+    let mut long = long.filter(|path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        name.starts_with("kmsfs.long.") && !name.ends_with(".name")
+    });
+    let file = OpenOptions::new().write(true).open(long.next().unwrap()).unwrap();
+    file.write_all_at(b"XXXX", 0).unwrap();
+    let list = bed.path("list");
+    let to = format!("aws-kms:{second}");
+    let arguments = ["--list", list.to_str().unwrap(), "--to", &to];
+    refused(bed.ctl("key rewrap", &arguments), 17);
+    let status = said(ctl(&["key", "status", "--json"]).arg(bed.source()));
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["unreadable"].as_array().unwrap().len(), 1, "{status}");
+    let told = refused(&mut retire(&bed, &bed.key, &["--no-backups"]), 1);
+    assert!(told.contains("1 headers cannot be read"), "{told}");
+    assert_eq!(state(&bed), "Enabled");
+}
+
+#[test]
+fn a_volume_is_no_backup_of_itself() {
+    let (bed, second) = bed();
+    rewrap(&bed, &["--to", &format!("aws-kms:{second}")]);
+    let backup = bed.path("backup");
+    said(Command::new("cp").arg("-a").arg(bed.source()).arg(&backup));
+    let (backup, itself) = (backup.to_str().unwrap(), bed.path("itself"));
+    std::os::unix::fs::symlink(bed.source(), &itself).unwrap();
+    for copies in
+        [&["--backup", itself.to_str().unwrap()][..], &["--backup", backup, "--backup", backup]]
+    {
+        let told = refused(&mut retire(&bed, &bed.key, copies), 1);
+        assert!(told.contains("no copy of it"), "{told}");
+    }
+    said(&mut retire(&bed, &bed.key, &["--backup", backup]));
 }
 
 #[test]

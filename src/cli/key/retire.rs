@@ -1,8 +1,10 @@
 //! `kmsfsctl key retire`: switches a KMS key off once nothing needs it any more.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
@@ -17,7 +19,7 @@ use crate::format::descriptor::Descriptor;
 use crate::format::header::Recipient;
 use crate::fs::volume::unlock_error;
 use crate::keys::aws::{self, KeyArn, Route};
-use crate::keys::same_key;
+use crate::keys::{Editor, UnlockOptions, same_key};
 use crate::provision::TAG_VOLUME;
 use crate::provision::account::{Account, Pace, Places};
 use crate::provision::key;
@@ -84,11 +86,21 @@ pub fn run(args: &RetireArgs) -> anyhow::Result<()> {
     // Only good to know: not everybody may ask, and not every KMS answers.
     let last_used = lifecycle::last_used(&account, arn.as_str()).ok().flatten();
     agree(args, last_used.as_deref())?;
+    let volumes: Vec<Forgetting> = args
+        .volume
+        .iter()
+        .map(|dir| Forgetting::of(dir, &arn, &args.keys))
+        .collect::<Result<_, _>>()?;
     if key::look(&account, arn.as_str())?.state != "PendingDeletion" {
         lifecycle::disable(&account, arn.as_str())?;
     }
     // Afterwards: while a volume knows the key, an interrupted run can be made again.
-    args.volume.iter().try_for_each(|dir| forget(dir, &arn, &args.keys))?;
+    for volume in volumes {
+        volume.carry_out(&arn).context(
+            "the key is disabled, but a volume still lists it: mend this and \
+            run the same command again, or enable the key",
+        )?;
+    }
     let deletion_date = args
         .schedule_deletion
         .map(|days| lifecycle::schedule_deletion(&account, arn.as_str(), days))
@@ -128,7 +140,18 @@ fn require_unneeded_anywhere(
         volumes.push(descriptor.volume);
         checked.push(one);
     }
+    let mut seen = args
+        .volume
+        .iter()
+        .map(|dir| identity(&backing_of(dir).0))
+        .collect::<Result<Vec<_>, _>>()?;
     for dir in &args.backup {
+        let this = identity(&backing_of(dir).0)?;
+        if seen.contains(&this) {
+            let text = "is named twice, or is the volume itself and no copy of it";
+            return Err(failure(FAILURE, format!("{} {text}; nothing was changed", dir.display())));
+        }
+        seen.push(this);
         let (one, descriptor) = require_unneeded(dir, arn, Kind::Backup)?;
         if !volumes.contains(&descriptor.volume) {
             let text = "is a copy of another volume than those named with --volume";
@@ -149,6 +172,12 @@ fn require_unneeded_anywhere(
     let text = "is enabled, and none of these volumes has ever used it, as far as they and its tags say: \
                 look at the ARN again; nothing was changed";
     Err(failure(FAILURE, format!("{} {text}", arn.as_str())))
+}
+
+/// Which directory it is, whatever it is called.
+fn identity(dir: &Path) -> anyhow::Result<(u64, u64)> {
+    let meta = dir.metadata().with_context(|| format!("cannot look at {}", dir.display()))?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 /// Fails if anything below a directory needs the key, or may need it.
@@ -231,16 +260,32 @@ fn agree(args: &RetireArgs, last_used: Option<&str>) -> anyhow::Result<()> {
     }
 }
 
-/// Takes the key out of a volume's list, so that nothing that names it is opened with it again.
-fn forget(dir: &Path, arn: &KeyArn, keys: &KeyOptions) -> anyhow::Result<()> {
-    let options = keys.remembering_options();
-    let mut target = Target::open(dir, &options)?;
-    let mut editor = target.editor(&options)?;
-    let known = editor.forget_kms_key(arn);
-    if known.map_err(|error| unlock_error(error.into(), dir))? {
-        target.put(editor, &options)?;
+/// A volume out of whose list the key is to go, so that nothing that names it is opened with it again.
+struct Forgetting {
+    target: Target,
+    options: UnlockOptions,
+}
+
+impl Forgetting {
+    /// Looks whether that can be done.
+    fn of(dir: &Path, arn: &KeyArn, keys: &KeyOptions) -> anyhow::Result<Self> {
+        let options = keys.remembering_options();
+        let one = Self { target: Target::open(dir, &options)?, options };
+        one.target.check(one.editor(arn)?, &one.options)?;
+        Ok(one)
     }
-    Ok(())
+
+    fn editor(&self, arn: &KeyArn) -> anyhow::Result<Editor> {
+        let mut editor = self.target.editor(&self.options)?;
+        let known = editor.forget_kms_key(arn);
+        known.map_err(|error| unlock_error(error.into(), &self.target.dir))?;
+        Ok(editor)
+    }
+
+    fn carry_out(mut self, arn: &KeyArn) -> anyhow::Result<()> {
+        let editor = self.editor(arn)?;
+        self.target.put(editor, &self.options).map(drop)
+    }
 }
 
 impl Report {

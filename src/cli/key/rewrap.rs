@@ -7,9 +7,9 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::sweep::{List, Sweeping};
+use super::sweep::{List, Sweeping, odd_list};
 use super::target::Target;
-use crate::cli::exit::{DAMAGE, FAILURE, failure};
+use crate::cli::exit::{DAMAGE, FAILURE, KEY_UNAVAILABLE, failure};
 use crate::cli::output::{Out, hex, note};
 use crate::cli::secrets::KeyOptions;
 use crate::cli::verify::DamageLine;
@@ -65,7 +65,7 @@ struct Exchange {
 pub struct SweepOptions {
     /// Add the backing paths of rewrapped files to FILE (default:
     /// kmsfs-rewrapped.VOLUME-ID in the current directory); a backup that goes by modification
-    /// times does not notice them
+    /// times does not notice them. Paths that have a newline in them go to FILE.null
     #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
     /// End each path in the list with a zero byte instead of a newline
@@ -90,8 +90,15 @@ pub struct Report {
     rewritten: u64,
     /// Files that kept moving while they were looked at.
     moved: u64,
+    /// Files whose keys could not be had now, and why.
+    unserved: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unserved_why: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     list: Option<String>,
+    /// Paths with a newline in them, each ended with a zero byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    odd_list: Option<String>,
     kms_calls: u64,
     seconds: f64,
     problems: Vec<DamageLine>,
@@ -204,6 +211,7 @@ impl SweepOptions {
     pub fn prepare(&self, target: &Target, json: bool) -> anyhow::Result<Prepared> {
         let id = hex(&target.tree.descriptor.volume.0);
         let path = self.list.clone().unwrap_or_else(|| format!("kmsfs-rewrapped.{id}").into());
+        require_outside(&path, target)?;
         let is_new = !path.exists();
         let list = Some(List::open(&path, self.null)?);
         Ok(Prepared { sweeping: Sweeping { json, touch: self.touch, list }, path, is_new })
@@ -229,6 +237,24 @@ impl Drop for Prepared {
     }
 }
 
+/// A list among the backing files would be one of them to everybody else.
+fn require_outside(list: &Path, target: &Target) -> anyhow::Result<()> {
+    let full = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let list_dir = std::path::absolute(list)?.parent().map(full).unwrap_or_default();
+    for inside in std::iter::once(&target.dir).chain(&target.mountpoint) {
+        if list_dir.starts_with(full(inside)) {
+            let text = format!(
+                "the list {} would be in the volume itself ({}): name another place with --list, or \
+                 run this elsewhere; nothing was changed",
+                list.display(),
+                inside.display()
+            );
+            return Err(failure(FAILURE, text));
+        }
+    }
+    Ok(())
+}
+
 /// Calls of KMS so far.
 fn calls(target: &Target) -> u64 {
     let providers = target.tree.keyring.facts().providers;
@@ -248,7 +274,10 @@ impl Report {
             headers: swept.headers,
             rewritten: swept.rewritten,
             moved: swept.moved,
+            unserved: swept.unserved,
+            unserved_why: swept.unserved_why,
             list: None,
+            odd_list: None,
             kms_calls: 0,
             seconds: 0.0,
             problems,
@@ -256,7 +285,11 @@ impl Report {
     }
 
     fn with_list(mut self, path: &Path) -> Self {
-        self.list = (self.rewritten > 0).then(|| path.display().to_string());
+        let has_paths = |path: &Path| path.metadata().is_ok_and(|meta| meta.len() > 0);
+        let shown = |path: &Path| has_paths(path).then(|| path.display().to_string());
+        if self.rewritten > 0 {
+            (self.list, self.odd_list) = (shown(path), shown(&odd_list(path)));
+        }
         self
     }
 
@@ -289,12 +322,23 @@ impl Report {
                  copy these by content (rsync --checksum --files-from), or use --touch."
             ));
         }
+        if let Some(list) = &self.odd_list {
+            note(format!("Those with a newline in their paths are in {list} (rsync --from0)."));
+        }
         Ok(())
     }
 
     /// Fails if something is left to do.
     pub fn require_whole(&self) -> anyhow::Result<()> {
         match (self.problems.len(), self.moved) {
+            (0, _) if self.unserved > 0 => Err(failure(
+                KEY_UNAVAILABLE,
+                format!(
+                    "{} files are not done yet; run the same command again: {}",
+                    self.unserved,
+                    self.unserved_why.as_deref().unwrap_or_default()
+                ),
+            )),
             (0, 0) => Ok(()),
             (0, n) => Err(failure(
                 FAILURE,

@@ -1,7 +1,7 @@
 //! Bringing file headers in line with the descriptor, of a volume that is mounted or is not.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -17,7 +17,7 @@ use crate::fs::volume::OpenError;
 use crate::fuse::control;
 use crate::keys::Keyring;
 
-use crate::cli::exit::FAILURE;
+use crate::cli::exit::{FAILURE, failure};
 use crate::cli::output::Out;
 use crate::cli::progress::Progress;
 use crate::cli::tree::Tree;
@@ -42,32 +42,72 @@ pub struct List {
     file: Mutex<File>,
     path: PathBuf,
     end: u8,
+    /// For paths that have a newline in them, where paths end with one; made when there are any.
+    odd: Mutex<Option<File>>,
+}
+
+/// Where paths with a newline in them go, each ended with a zero byte.
+pub fn odd_list(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".null");
+    name.into()
+}
+
+fn append_to(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
+/// Whether what is in a list already ends its paths in another way.
+fn ends_otherwise(path: &Path, end: u8) -> std::io::Result<bool> {
+    let mut last = [end];
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    Ok(last != [end])
 }
 
 impl List {
     /// Makes the file, or goes on with one that is there. Paths end with a newline, or with `null`
     /// with a zero byte.
     pub fn open(path: &Path, null: bool) -> anyhow::Result<Self> {
-        let file = File::options().create(true).append(true).open(path);
-        let file = file.with_context(|| format!("cannot write the list {}", path.display()))?;
-        let (file, end) = (Mutex::new(file), if null { 0 } else { b'\n' });
-        Ok(Self { file, path: path.to_owned(), end })
+        let cannot = || format!("cannot write the list {}", path.display());
+        let end = if null { 0 } else { b'\n' };
+        let file = append_to(path).with_context(cannot)?;
+        if ends_otherwise(path, end).with_context(cannot)? {
+            let text =
+                "is there, and ends its paths in another way (--null, or not): name another file";
+            return Err(failure(FAILURE, format!("the list {} {text}", path.display())));
+        }
+        Ok(Self { file: Mutex::new(file), path: path.to_owned(), end, odd: Mutex::default() })
     }
 
     fn add(&self, files: &[&Found]) -> FsResult<()> {
-        let failed = |e: &dyn std::fmt::Display| {
-            FsError::Damaged(format!("cannot write the list {}: {e}", self.path.display()))
-        };
-        let mut text = Vec::new();
+        let is_odd = |path: &[u8]| path.contains(&self.end);
+        let (mut text, mut odd) = (Vec::new(), Vec::new());
         for found in files {
-            if found.backing.contains(&self.end) {
-                return Err(failed(&"a path has a newline in it; use --null"));
-            }
+            let (text, end) =
+                if is_odd(&found.backing) { (&mut odd, 0) } else { (&mut text, self.end) };
             text.extend_from_slice(&found.backing);
-            text.push(self.end);
+            text.push(end);
         }
-        let mut file = self.file.lock();
-        file.write_all(&text).and_then(|()| file.sync_data()).map_err(|e| failed(&e))
+        let failed = |path: &Path, error: std::io::Error| {
+            FsError::Damaged(format!("cannot write the list {}: {error}", path.display()))
+        };
+        let write =
+            |file: &mut File, text: &[u8]| file.write_all(text).and_then(|()| file.sync_data());
+        if !odd.is_empty() {
+            let (path, mut file) = (odd_list(&self.path), self.odd.lock());
+            let made = match file.take() {
+                Some(file) => Ok(file),
+                None => append_to(&path),
+            };
+            let mut made = made.map_err(|error| failed(&path, error))?;
+            write(&mut made, &odd).map_err(|error| failed(&path, error))?;
+            *file = Some(made);
+        }
+        write(&mut self.file.lock(), &text).map_err(|error| failed(&self.path, error))
     }
 }
 
@@ -110,7 +150,7 @@ impl Sweeping {
             let swept = self.sweep(tree, keyring, generation, &writer, &screen)?;
             total = Swept { rewritten: total.rewritten + swept.rewritten, ..swept };
             let quiet = swept.rewritten + swept.moved + swept.failed == 0;
-            if quiet || passes >= PASSES {
+            if quiet || swept.unserved > 0 || passes >= PASSES {
                 // What was found only now may not be the last.
                 total.moved += if quiet { 0 } else { swept.rewritten };
                 return Ok((total, screen.finish()?));
@@ -196,6 +236,11 @@ pub fn no_answer(mountpoint: &Path, error: &std::io::Error) -> String {
 /// Hands a descriptor to the daemon of a mount.
 pub fn adopt(mountpoint: &Path, descriptor: &[u8]) -> Result<(), OpenError> {
     ask(mountpoint, &wire::adopt(descriptor), 0).map(drop)
+}
+
+/// Whether the daemon of a mount would take a descriptor.
+pub fn check(mountpoint: &Path, descriptor: &[u8]) -> Result<(), OpenError> {
+    ask(mountpoint, &wire::check(descriptor), 0).map(drop)
 }
 
 /// Shows how far a sweep has come.

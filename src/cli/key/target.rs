@@ -1,21 +1,26 @@
 //! A volume whose keys are to be changed, mounted or not.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::crypto::Vault;
 use crate::format::descriptor::Descriptor;
 use crate::fs::Access;
 use crate::fs::journal::Recovery;
+use crate::fs::newest;
 use crate::fs::rewrap::Swept;
+use crate::fs::survey::regular_files;
 use crate::fs::volume::{
     OpenError, open_root, read_descriptor, unlock_error, volume_context, write_descriptor,
 };
 use crate::fuse::control;
 use crate::fuse::mount::{TYPE, table};
-use crate::keys::{Editor, UnlockOptions, unlock};
+use crate::keys::{Editor, UnlockOptions, Unlocked, unlock};
+use crate::store::content::VolumeContext;
 
 use super::sweep::{self, Sweeping};
-use crate::cli::exit::{FAILURE, IN_USE, failure};
+use crate::cli::exit::{DAMAGE, FAILURE, IN_USE, failure};
+use crate::cli::progress::Progress;
 use crate::cli::tree::{Tree, locked};
 use crate::cli::verify::DamageLine;
 
@@ -59,6 +64,28 @@ impl Target {
         Ok(Editor::open(&self.bytes, options).map_err(|error| unlock_error(error, &self.dir))?)
     }
 
+    /// Fails if [`Self::put`] would, and changes nothing.
+    pub fn check(&self, editor: Editor, options: &UnlockOptions) -> anyhow::Result<()> {
+        let bytes = editor.finish().map_err(|error| unlock_error(error, &self.dir))?;
+        if bytes == self.bytes {
+            return Ok(());
+        }
+        self.tried(&bytes, options)?;
+        self.mountpoint.as_ref().map_or(Ok(()), |point| Ok(sweep::check(point, &bytes)?))
+    }
+
+    /// A descriptor that can follow the present one, and the keys it gives.
+    fn tried(
+        &self,
+        bytes: &[u8],
+        options: &UnlockOptions,
+    ) -> anyhow::Result<(Descriptor, Unlocked)> {
+        let tried = unlock(bytes, options).map_err(|error| unlock_error(error, &self.dir))?;
+        let (context, old) = (&self.tree.context, &self.tree.descriptor);
+        require_newest(&self.tree.root, &self.dir, context, old)?;
+        Ok(tried)
+    }
+
     /// Puts a changed descriptor in force, if it is changed; whether it is.
     pub fn put(&mut self, editor: Editor, options: &UnlockOptions) -> anyhow::Result<bool> {
         let bytes = editor.finish().map_err(|error| unlock_error(error, &self.dir))?;
@@ -67,8 +94,7 @@ impl Target {
             self.mountpoint.as_ref().map_or(Ok(()), |point| sweep::adopt(point, &bytes))?;
             return Ok(false);
         }
-        let (descriptor, unlocked) =
-            unlock(&bytes, options).map_err(|error| unlock_error(error, &self.dir))?;
+        let (descriptor, unlocked) = self.tried(&bytes, options)?;
         match &self.mountpoint {
             Some(mountpoint) => sweep::adopt(mountpoint, &bytes)?,
             None => write_descriptor(&self.tree.root, &self.dir, &bytes)?,
@@ -86,6 +112,22 @@ impl Target {
             None => sweeping.idle(tree, &tree.keyring, generation),
         }
     }
+}
+
+/// Fails if files have seen a later descriptor than this one, which is about to be followed by another.
+pub fn require_newest(
+    root: impl AsFd,
+    dir: &Path,
+    context: &VolumeContext,
+    descriptor: &Descriptor,
+) -> anyhow::Result<()> {
+    let params = &descriptor.params;
+    let progress = Progress::of_files("looked at", false);
+    progress.more(regular_files(&root)?.0);
+    let each = || progress.done(1);
+    newest::require_newest(&root, context, params.names, params.generation, &each).map_err(
+        |error| failure(DAMAGE, format!("{}: {error}; nothing was changed", dir.display())),
+    )
 }
 
 /// The backing directory that `dir` is, or shows, and where it is mounted.

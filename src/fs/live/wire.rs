@@ -16,6 +16,8 @@ use std::collections::HashMap;
 enum Body {
     /// [`Volume::adopt_descriptor`].
     Adopt { descriptor: String },
+    /// [`Volume::check_descriptor`].
+    Check { descriptor: String },
     /// [`Volume::rewrap_files`].
     Rewrap(Batch),
 }
@@ -65,6 +67,11 @@ pub fn ticket() -> String {
 /// Asks for [`Volume::adopt_descriptor`].
 pub fn adopt(descriptor: &[u8]) -> Vec<u8> {
     bytes(&Body::Adopt { descriptor: BASE64.encode(descriptor) })
+}
+
+/// Asks for [`Volume::check_descriptor`].
+pub fn check(descriptor: &[u8]) -> Vec<u8> {
+    bytes(&Body::Check { descriptor: BASE64.encode(descriptor) })
 }
 
 /// Asks for [`Volume::rewrap_files`] in requests of at most `longest` bytes, each with the number of
@@ -135,12 +142,11 @@ impl Volume {
 
     fn try_carry_out(&self, request: &[u8]) -> Result<Answer, OpenError> {
         let bad = || OpenError::new(exit::FAILURE, "the request is not understood".to_owned());
+        let decoded = |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| bad());
         let mut files = vec![];
         match serde_json::from_slice(request).map_err(|_| bad())? {
-            Body::Adopt { descriptor } => {
-                let bytes = BASE64.decode(descriptor.as_bytes()).map_err(|_| bad())?;
-                self.adopt_descriptor(&bytes)?;
-            }
+            Body::Adopt { descriptor } => self.adopt_descriptor(&decoded(&descriptor)?)?,
+            Body::Check { descriptor } => self.check_descriptor(&decoded(&descriptor)?)?,
             Body::Rewrap(batch) => {
                 let touch = batch.touch;
                 let wanted = read(batch).ok_or_else(bad)?;
