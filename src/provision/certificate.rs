@@ -9,7 +9,7 @@ pub mod check;
 mod der;
 pub mod proof;
 
-pub use authority::{Authority, sign};
+pub use authority::{Authority, check_name, sign};
 
 use super::files::{self, PUBLIC};
 use crate::crypto::SecretBytes;

@@ -47,8 +47,10 @@ pub const CONNECTION_ADVICE: &[Advice] = &[
         "CLUSTER_NOT_FOUND",
         Remedy::Elsewhere,
         "its cluster is no longer there",
-        "make a new cluster from the latest backup of the old one, tell the store (`aws kms \
-         update-custom-key-store --cloud-hsm-cluster-id`), and run this again with --mend",
+        "make a new cluster from the latest backup of the old one, disconnect the store (`aws kms \
+         disconnect-custom-key-store --custom-key-store-id STORE-ID`), tell it (`aws kms \
+         update-custom-key-store --custom-key-store-id STORE-ID --cloud-hsm-cluster-id NEW`), and run \
+         this again with --mend",
     ),
     row(
         "NETWORK_ERRORS",
@@ -97,15 +99,19 @@ pub const CONNECTION_ADVICE: &[Advice] = &[
         Remedy::Elsewhere,
         "a subnet of its cluster was deleted",
         "the cluster cannot get another: make a new cluster from its latest backup in subnets that \
-         stay, tell the store (`aws kms update-custom-key-store --cloud-hsm-cluster-id`), and run \
-         this again with --mend",
+         stay, disconnect the store (`aws kms disconnect-custom-key-store --custom-key-store-id \
+         STORE-ID`), tell it (`aws kms update-custom-key-store --custom-key-store-id STORE-ID \
+         --cloud-hsm-cluster-id NEW`), and run this again with --mend",
     ),
     row(
         "INSUFFICIENT_FREE_ADDRESSES_IN_SUBNET",
         Remedy::Elsewhere,
         "a subnet of its cluster has no free address left",
-        "free one address in each subnet of the cluster (network interfaces nobody uses), or move to \
-         a new cluster made from a backup, and run this again with --mend",
+        "free one address in each subnet of the cluster (network interfaces nobody uses) and run this \
+         again with --mend; or make a new cluster from a backup in larger subnets, disconnect the \
+         store (`aws kms disconnect-custom-key-store --custom-key-store-id STORE-ID`), tell it (`aws \
+         kms update-custom-key-store --custom-key-store-id STORE-ID --cloud-hsm-cluster-id NEW`), and \
+         run this again",
     ),
     row(
         "XKS_PROXY_ACCESS_DENIED",
@@ -166,12 +172,13 @@ pub fn connection_advice(code: &str) -> Option<&'static Advice> {
     CONNECTION_ADVICE.iter().find(|advice| advice.code == code)
 }
 
-/// The whole sentence for people.
-pub fn sentence(store: &str, code: &str) -> String {
+/// The whole sentence for people, about a key store of this name and id.
+pub fn sentence(store: &str, id: &str, code: &str) -> String {
     match connection_advice(code) {
         Some(advice) => format!(
             "key store {store} does not connect because {} ({code}): {}",
-            advice.meaning, advice.action
+            advice.meaning,
+            advice.action.replace("STORE-ID", id)
         ),
         None => format!(
             "key store {store} does not connect ({code}): see what the KMS documentation says of it, mend it, and \
@@ -201,7 +208,8 @@ mod tests {
     #[test]
     fn the_sentence_names_store_and_code() {
         for code in ConnectionErrorCodeType::values().iter().chain(&["SOMETHING_NEW"]) {
-            let said = sentence("vault", code);
+            let said = sentence("vault", "cks-1", code);
+            assert!(!said.contains("STORE-ID"), "{said}");
             assert!(said.contains("vault") && said.contains(code), "{said}");
             assert!(said.contains("--mend") || said.contains("--new-password"), "{said}");
         }

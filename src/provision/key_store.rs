@@ -399,7 +399,10 @@ pub fn ensure_connected(
                     None => return Err(undone(&store)),
                 };
                 let Some(mend) = mend.filter(|_| helps(code, tries, told)) else {
-                    return Err(Refused::here(Class::Misconfigured, sentence(&store.name, code)));
+                    return Err(Refused::here(
+                        Class::Misconfigured,
+                        sentence(&store.name, &store.id, code),
+                    ));
                 };
                 told |= put_right(account, &store, code, mend, teller)?;
             }

@@ -17,6 +17,15 @@ pub const PRICE_NOTE: &str = "list prices of us-east-1 in dollars as of 2026, wi
                               taxes: other Regions and times may differ. HSMs are paid for from their \
                               creation to their deletion, used or not";
 
+/// The step that makes the cluster.
+pub const CLUSTER: &str = "a CloudHSM cluster";
+
+/// The step that claims it.
+pub const CLAIM: &str = "the cluster claimed with that certificate";
+
+/// The step that makes the user of KMS.
+pub const KMS_USER: &str = "the crypto user kmsuser in the cluster";
+
 /// What `certificate` checks the hardware against.
 const HARDWARE_ROOTS: &str = " --aws-hardware-root FILE --manufacturer-root FILE";
 
@@ -177,10 +186,10 @@ impl<'a> View<'a> {
                 .by(self.aws("sts get-caller-identity")),
             step("private subnets in two Availability Zones", Place::Human, self.subnets())
                 .by(self.aws("ec2 describe-subnets")),
-            step("a CloudHSM cluster", Place::Api, self.cluster())
-                .by(self.own("cluster", " --subnet ID --subnet ID")),
+            step(CLUSTER, Place::Api, self.cluster())
+                .by(self.with_files("cluster", " --subnet ID --subnet ID")),
             step("a first HSM, which makes the certificate request", Place::Api, self.hsms(1))
-                .by(self.own("cluster", ""))
+                .by(self.with_files("cluster", ""))
                 .hourly(HSM_PER_HOUR),
         ]
     }
@@ -199,21 +208,15 @@ impl<'a> View<'a> {
                 self.anchor(),
             )
             .by(certificate.clone()),
-            step(
-                "the cluster claimed with that certificate",
-                Place::Api,
-                self.claimed("not claimed"),
-            )
-            .by(certificate),
+            step(CLAIM, Place::Api, self.claimed("not claimed")).by(certificate),
             step("a host in the VPC with cloudhsm-cli", Place::VpcHost, self.activated())
                 .by(self.with_files("activate", "")),
             step("the cluster's administrator", Place::VpcHost, self.activated())
                 .by(self.with_files("activate", "")),
             step("a second HSM in another zone", Place::Api, self.hsms(ZONES))
-                .by(self.own("cluster", " --hsms 2"))
+                .by(self.with_files("cluster", " --hsms 2"))
                 .hourly(HSM_PER_HOUR),
-            step("the crypto user kmsuser in the cluster", Place::VpcHost, self.user())
-                .by(self.with_files("activate", "")),
+            step(KMS_USER, Place::VpcHost, self.user()).by(self.with_files("activate", "")),
         ]
     }
 

@@ -147,9 +147,9 @@ fn tags_of(account: &Account, arn: &str) -> Result<Seen<Vec<(String, String)>>, 
 /// What looking at all keys of an account has shown.
 #[derive(Default)]
 pub struct Keys {
-    /// Those of the deployment: behind its alias, or with its tag.
+    /// Those with the deployment's tag.
     pub own: Vec<KeyFacts>,
-    /// Others in its key store.
+    /// Others in its key store, or behind its alias.
     pub foreign: Vec<KeyFacts>,
     /// How many could not be looked at, and why the first could not.
     pub unseen: Option<(usize, String)>,
@@ -173,11 +173,17 @@ impl Keys {
         if let Err(why) = &key.tags {
             count(&mut self.untold, why.clone());
         }
-        if key.tag(TAG_DEPLOYMENT) == Some(deployment) || alias == Some(&key.arn) {
+        let is_near = alias == Some(&key.arn) || store.is_some() && key.store.as_deref() == store;
+        if key.tag(TAG_DEPLOYMENT) == Some(deployment) {
             self.own.push(key);
-        } else if store.is_some() && key.store.as_deref() == store {
+        } else if is_near {
             self.foreign.push(key);
         }
+    }
+
+    /// Keys of others in this key store.
+    pub fn foreign_in(&self, store: &str) -> usize {
+        self.foreign.iter().filter(|key| key.store.as_deref() == Some(store)).count()
     }
 
     /// Takes in a key that may not be described: what its tags say, if those are shown.
@@ -193,6 +199,14 @@ impl Keys {
             });
         }
         count(&mut self.unseen, why);
+    }
+}
+
+/// The key store that the cluster serves, whichever that is.
+pub fn served(account: &Account, survey: &Survey) -> Result<Seen<Option<StoreFacts>>, Refused> {
+    match &survey.cluster {
+        Ok(Some(cluster)) => seen(key_store::find_of_cluster(account, &cluster.id)),
+        _ => Ok(Ok(None)),
     }
 }
 

@@ -62,10 +62,10 @@ pub fn teardown(account: &Account, deployment: &Deployment) -> Result<Teardown, 
         commands.cluster(&survey.cluster),
     ];
     if let Some(why) = keeps(&survey, &keys) {
-        for step in steps[2..].iter_mut().filter(|step| !step.commands.is_empty()) {
-            step.detail = format!("{}; not now: {why}", step.detail);
-            step.commands.clear();
-        }
+        spare(&mut steps[2..], &why);
+    }
+    if let Some(why) = keeps_cluster(&survey, &survey::served(account, &survey)?) {
+        spare(&mut steps[4..], &why);
     }
     let mut warnings = warnings(&keys);
     let hidden = hidden(&survey, &keys, &deployment.alias);
@@ -90,14 +90,41 @@ fn is_empty(survey: &Survey, keys: &Seen<Keys>) -> bool {
         && keys.as_ref().map_or(true, |keys| keys.own.is_empty())
 }
 
+/// Takes the commands away.
+fn spare(steps: &mut [Step], why: &str) {
+    for step in steps.iter_mut().filter(|step| !step.commands.is_empty()) {
+        step.detail = format!("{}; not now: {why}", step.detail);
+        step.commands.clear();
+    }
+}
+
 /// Why key store and cluster have to stay for now.
 fn keeps(survey: &Survey, keys: &Seen<Keys>) -> Option<String> {
-    if survey.store.is_err() {
-        return Some("it is not known which keys live in it".to_owned());
-    }
-    match keys.as_ref().map(|keys| keys.foreign.len()) {
+    let store = match &survey.store {
+        Ok(store) => store.as_ref()?,
+        Err(_) => return Some("it is not known which keys live in it".to_owned()),
+    };
+    match keys.as_ref().map(|keys| keys.foreign_in(&store.id)) {
         Ok(0) | Err(_) => None,
         Ok(number) => Some(format!("{number} keys of others live in it")),
+    }
+}
+
+/// Why the cluster has to stay, whatever becomes of the key store: CloudHSM does not ask KMS what its HSMs
+/// are needed for.
+fn keeps_cluster(survey: &Survey, served: &Seen<Option<StoreFacts>>) -> Option<String> {
+    let cluster = survey.cluster.as_ref().ok().and_then(Option::as_ref)?;
+    let store = survey.store.as_ref().ok().and_then(Option::as_ref);
+    let named = |store: &StoreFacts| format!("key store {} ({})", store.name, store.id);
+    match served {
+        Err(why) => Some(format!("it is not known which key store lives in it: {why}")),
+        Ok(Some(other)) if store.is_none_or(|store| store.id != other.id) => {
+            Some(format!("{} lives in it, which is another than this deployment's", named(other)))
+        }
+        Ok(_) => store.filter(|store| store.cluster.as_ref() != Some(&cluster.id)).map(|store| {
+            let lives = store.cluster.as_deref().unwrap_or("no cluster of CloudHSM");
+            format!("{} lives in {lives}; say with --cluster which is meant", named(store))
+        }),
     }
 }
 
@@ -203,7 +230,7 @@ impl Commands<'_> {
         };
         let others = match keys.foreign.len() {
             0 => String::new(),
-            number => format!("; {number} in the key store are not this deployment's, and stay"),
+            number => format!("; {number} listed here are not this deployment's, and stay"),
         };
         let detail =
             format!("{} keys, {} to be deleted already{others}", keys.own.len(), going.len());

@@ -1,7 +1,7 @@
 //! Everything in one command: in one go, with people between, interrupted anywhere.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -127,6 +127,23 @@ fn nothing_is_made_that_was_not_agreed_to() {
     assert!(error.contains("missing.crt does not exist"), "{error}");
     let error = refused(all_here(&ground).args(["--key-store", "cks-0000"]));
     assert!(error.contains("there is no key store cks-0000"), "{error}");
+    // What would stop it later, when HSMs are paid for.
+    let error = refused(all_here(&ground).args(["--name", &"n".repeat(51)]));
+    assert!(error.contains("use a shorter --name"), "{error}");
+    let mut unasked = ground.provision(&["all", "--yes", "--admin", ADMIN, "--user", HOST]);
+    let error = refused(&mut without_terminal(unasked.args(SUBNETS)));
+    assert!(error.contains("there is no terminal to ask for the passphrase"), "{error}");
+    let error = refused(unasked.args(["--ca-passphrase-file", "missing"]));
+    assert!(error.contains("missing"), "{error}");
+    let gone = ["--yes", "--exec", "local", "--cloudhsm-cli", "/nonexistent/cli"];
+    let error = refused(&mut all(&ground, &[&SUBNETS[..], &gone].concat()));
+    assert!(error.contains("/nonexistent/cli is not here"), "{error}");
+    DirBuilder::new().mode(0o700).create(ground.path("kmsfs-kmsfs")).unwrap();
+    let password = ground.write("kmsfs-kmsfs/kmsuser-password", "s3cret!x");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    let error = refused(&mut all_here(&ground));
+    assert!(error.contains("kmsuser-password") && error.contains("letters and digits"), "{error}");
+    fs::remove_file(password).unwrap();
     assert_eq!(counts(&ground), nothing);
 }
 

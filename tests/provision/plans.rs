@@ -212,6 +212,42 @@ fn keys_of_others_keep_the_key_store() {
 }
 
 #[test]
+fn a_key_of_others_behind_the_alias_is_not_to_be_deleted() {
+    let bed = Bed::new();
+    let key = bed.fake.create_key(Origin::Kms);
+    bed.fake.set_alias("alias/kmsfs", &key);
+    for (owner, whose) in [(None, "of no deployment"), (Some("prod"), "of deployment prod")] {
+        if let Some(owner) = owner {
+            tag(&bed, &key, owner);
+        }
+        let plan = bed.made("teardown plan");
+        assert!(!commands(&plan).iter().any(|command| command.contains(&key)), "{plan:#}");
+        assert!(things(&plan)[0].contains(whose), "{plan:#}");
+    }
+}
+
+#[test]
+fn a_cluster_that_another_key_store_lives_in_stays() {
+    let (bed, cluster) = Bed::ready();
+    let store = bed.made("key-store")["id"].as_str().unwrap().to_owned();
+    let deletes_hsms = |plan: &Value| commands(plan).iter().any(|one| one.contains("delete-hsm"));
+    assert!(deletes_hsms(&bed.made("teardown plan")));
+    let other = bed.made(&format!("teardown plan --name other --cluster {cluster} --store nosuch"));
+    assert!(!deletes_hsms(&other), "{other:#}");
+    let detail = other["steps"][4]["detail"].as_str().unwrap();
+    assert!(
+        detail.contains(&store) && detail.contains("another than this deployment's"),
+        "{detail}"
+    );
+    // The store that is found lives in another cluster than the one that is named.
+    let (second, _) = bed.fake.create_cluster(1);
+    let named = bed.made(&format!("teardown plan --cluster {second}"));
+    assert!(!deletes_hsms(&named), "{named:#}");
+    let detail = named["steps"][5]["detail"].as_str().unwrap();
+    assert!(detail.contains(&format!("lives in {cluster}; say with --cluster")), "{detail}");
+}
+
+#[test]
 fn a_key_elsewhere_is_not_the_one_in_the_key_store() {
     let (bed, _) = Bed::ready();
     let key = bed.fake.create_key(Origin::Kms);

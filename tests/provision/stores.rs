@@ -404,7 +404,7 @@ fn every_failure_to_connect_has_its_sentence() {
         bed.fake.fail_connections(&id, Some(code));
         bed.fake.reset_counters();
         let said = bed.refused("key-store");
-        assert!(said.contains(&sentence("kmsfs", code)), "{said}");
+        assert!(said.contains(&sentence("kmsfs", &id, code)), "{said}");
         // Without --mend it stays as it is, for people to look at.
         assert!(bed.refused("key-store").contains(code));
         assert_eq!(bed.fake.calls("ConnectCustomKeyStore"), 1);
@@ -519,7 +519,7 @@ fn a_store_that_falls_back_at_once_is_mended_too() {
         text(&output)
     };
     let said = falls_back("key-store", json!("INVALID_CREDENTIALS"));
-    assert!(said.contains(&sentence("kmsfs", "INVALID_CREDENTIALS")), "{said}");
+    assert!(said.contains(&sentence("kmsfs", &id, "INVALID_CREDENTIALS")), "{said}");
     let said = falls_back("key-store", Value::Null);
     assert!(said.contains("KMS does not say why"), "{said}");
     assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
@@ -530,7 +530,7 @@ fn a_store_that_falls_back_at_once_is_mended_too() {
 
 #[test]
 fn a_passing_failure_is_mended_by_patience() {
-    let (bed, _) = Bed::ready();
+    let (bed, cluster) = Bed::ready();
     let id = bed.made("key-store")["id"].as_str().unwrap().to_owned();
     bed.disconnect(&id);
     bed.fake.fail_connections(&id, Some("NETWORK_ERRORS"));
@@ -550,10 +550,23 @@ fn a_passing_failure_is_mended_by_patience() {
     bed.disconnect(&id);
     bed.fake.fail_connections(&id, Some("SUBNET_NOT_FOUND"));
     assert!(bed.refused("key-store").contains("SUBNET_NOT_FOUND"));
-    assert!(bed.refused("key-store --mend").contains("SUBNET_NOT_FOUND"));
+    let told = bed.refused("key-store --mend");
+    assert!(told.contains("SUBNET_NOT_FOUND"), "{told}");
     bed.fake.fail_connections(&id, None);
     assert_eq!(bed.made("key-store --mend")["connection"], "CONNECTED");
     assert_eq!(bed.fake.calls("UpdateCustomKeyStore"), 0);
+    // What it told to do can be done: a store that failed takes no other cluster before it is disconnected.
+    bed.disconnect(&id);
+    bed.fake.fail_connections(&id, Some("SUBNET_NOT_FOUND"));
+    bed.refused("key-store");
+    let other = json!({ "CustomKeyStoreId": id, "CloudHsmClusterId": cluster });
+    assert!(bed.client().call("UpdateCustomKeyStore", &other).is_err());
+    let words = format!("disconnect-custom-key-store --custom-key-store-id {id}");
+    assert!(told.contains(&words), "{told}");
+    bed.disconnect(&id);
+    bed.client().call("UpdateCustomKeyStore", &other).unwrap();
+    bed.fake.fail_connections(&id, None);
+    assert_eq!(bed.made("key-store --mend")["connection"], "CONNECTED");
 }
 
 #[test]

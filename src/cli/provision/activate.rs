@@ -1,5 +1,6 @@
 //! `kmsfsctl provision activate`: the administrator of a cluster, and the user that KMS logs in as.
 
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -138,6 +139,19 @@ pub fn run(args: &ActivateArgs) -> anyhow::Result<()> {
 impl ToolOptions {
     fn tools(&self) -> Tools {
         Tools { cli: self.cloudhsm_cli.clone(), configure: self.configure_cli.clone() }
+    }
+
+    /// Refuses, before anything is paid for, tools that are not here, and a password that is of no use.
+    pub fn check(&self, files: &Files) -> anyhow::Result<()> {
+        let tools = [&self.cloudhsm_cli, &self.configure_cli].into_iter();
+        let gone = |tool: &&String| tool.contains('/') && !Path::new(tool).exists();
+        if let Some(tool) = tools.filter(|_| self.exec.is_some()).find(gone) {
+            let text = "is not here, and --exec local needs it: install CloudHSM's client tools, or say \
+                        where they are";
+            return Err(failure(FAILURE, format!("{tool} {text}")));
+        }
+        let password = self.passwords(files).remembered(KMSUSER);
+        password.map(drop).map_err(|text| failure(FAILURE, text))
     }
 
     /// What to do where nothing can be run from here.

@@ -151,9 +151,15 @@ impl Review<'_> {
             alias: self.draft.goal.alias.clone(),
         };
         let plan = plan(self.account, &deployment, self.files)?;
-        let exists = |step: &&plan::Step| step.what == "a CloudHSM cluster";
-        if plan.steps.iter().find(exists).is_some_and(|step| step.state == State::Missing) {
+        let state = |what| plan.steps.iter().find(|step| step.what == what).map(|step| step.state);
+        if state(plan::CLUSTER) == Some(State::Missing) {
             args.new.wish(&args.account.name, None, &args.key.tag).check()?;
+        }
+        if state(plan::CLAIM) == Some(State::Missing) {
+            args.signing.check_own(&args.account.name)?;
+        }
+        if state(plan::KMS_USER) != Some(State::Exists) {
+            args.tools.check(self.files)?;
         }
         Ok(plan)
     }

@@ -14,7 +14,7 @@ use crate::cli::secrets;
 use crate::crypto::SecretBytes;
 use crate::keys::keyfile::read_passphrase_file;
 use crate::provision::certificate::check::{Checked, Roots};
-use crate::provision::certificate::{Claim, Files, Passphrase};
+use crate::provision::certificate::{Claim, Files, Passphrase, check_name};
 use crate::provision::files;
 use crate::provision::initialize::{Certified, Seen, Source, certify, find, prove};
 
@@ -120,6 +120,25 @@ impl SigningOptions {
                 Ok(Some(Claim { signed: read(signed)?, anchor: read(anchor)? }))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// Refuses, before anything is paid for, what would stop the own CA of a deployment, if it is that
+    /// which signs.
+    pub fn check_own(&self, name: &str) -> anyhow::Result<()> {
+        if self.csr_out.is_some() || self.signed_cert.is_some() {
+            return Ok(());
+        }
+        let refused = |text: String| failure(FAILURE, text);
+        check_name(name).map_err(|error| refused(error.to_string()))?;
+        match &self.ca_passphrase_file {
+            // A pipe gives what it has only once.
+            Some(path) if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) => Ok(()),
+            Some(_) => self.passphrase(Passphrase::Existing).map(drop).map_err(refused),
+            None => match std::fs::File::open("/dev/tty") {
+                Ok(_) => Ok(()),
+                Err(_) => Err(refused(no_passphrase(std::io::ErrorKind::NotFound.into()))),
+            },
         }
     }
 

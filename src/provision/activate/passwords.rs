@@ -4,6 +4,7 @@ use crate::crypto::{SecretBytes, random};
 use crate::provision::certificate::Files;
 use crate::provision::child;
 use crate::provision::files::{self, SECRET};
+use crate::provision::key_store::check_password;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,13 @@ impl Passwords {
             let path = path.display();
             return Err(format!("{path} must be one line of 7 to {LEN} printable characters"));
         }
-        Ok(Some(SecretBytes::new(bytes.to_vec())))
+        let password = SecretBytes::new(bytes.to_vec());
+        if name == KMSUSER {
+            // Before the HSMs have it: KMS is pickier than they are.
+            let good = check_password(&password);
+            good.map_err(|refused| format!("{}: {}", path.display(), refused.sentence))?;
+        }
+        Ok(Some(password))
     }
 
     /// One that is there, or a new one, which is kept before it is used.
@@ -184,9 +191,9 @@ mod tests {
         assert_eq!(made.expose(), again.expose());
         assert_eq!(std::fs::read(passwords.path(ADMIN)).unwrap(), made.expose());
         // Of the user's making, with a newline at its end.
-        files::write_new(&passwords.path(KMSUSER), b"secret-1\n", SECRET).unwrap();
-        assert_eq!(passwords.remembered(KMSUSER).unwrap().unwrap().expose(), b"secret-1");
-        for bad in ["short", "two\nlines", "with space", &"x".repeat(33)] {
+        files::write_new(&passwords.path(KMSUSER), b"secret1\n", SECRET).unwrap();
+        assert_eq!(passwords.remembered(KMSUSER).unwrap().unwrap().expose(), b"secret1");
+        for bad in ["short", "two\nlines", "with space", &"x".repeat(33), "s3cret!x"] {
             std::fs::remove_file(passwords.path(KMSUSER)).unwrap();
             files::write_new(&passwords.path(KMSUSER), bad.as_bytes(), SECRET).unwrap();
             let error = passwords.existing_or_new(KMSUSER).err().unwrap();

@@ -30,6 +30,15 @@ const PEM_LABEL: &str = "ENCRYPTED PRIVATE KEY";
 /// Longest deployment name that leaves the CA's name in the 64 characters a common name may have.
 const NAME_MAX: usize = 50;
 
+/// Refuses a deployment whose name is too long for that of its CA.
+pub fn check_name(name: &str) -> Result<(), CertificateError> {
+    if name.chars().count() <= NAME_MAX {
+        return Ok(());
+    }
+    let text = format!("{name:?} has more than {NAME_MAX} characters: use a shorter --name");
+    Err(CertificateError::Other(text))
+}
+
 /// A CA with its private key.
 pub struct Authority {
     key: Zeroizing<KeyPair>,
@@ -140,10 +149,7 @@ fn generate() -> Result<KeyPair, CertificateError> {
 }
 
 fn self_signed(key: &KeyPair, name: &str) -> Result<String, CertificateError> {
-    if name.chars().count() > NAME_MAX {
-        let text = format!("{name:?} has more than {NAME_MAX} characters: use a shorter --name");
-        return Err(CertificateError::Other(text));
-    }
+    check_name(name)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("kmsfs {name} CA"));
