@@ -1,6 +1,8 @@
 //! Everything in one command: in one go, with people between, interrupted anywhere.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -145,6 +147,72 @@ fn nothing_is_made_that_was_not_agreed_to() {
     assert!(error.contains("kmsuser-password") && error.contains("letters and digits"), "{error}");
     fs::remove_file(password).unwrap();
     assert_eq!(counts(&ground), nothing);
+}
+
+/// Answers the question of a command on a terminal; how it ended, and what was shown there.
+fn on_terminal(command: &Command, answer: &str) -> (bool, String) {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''"));
+    let line = words.map(quoted).collect::<Vec<_>>().join(" ");
+    let mut script = Command::new("script");
+    script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => script.env(name, value),
+            None => script.env_remove(name),
+        };
+    }
+    let mut child = script.current_dir(command.get_current_dir().unwrap()).spawn().unwrap();
+    // Held open: without it the terminal would end.
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(answer.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    (output.status.success(), text(&output))
+}
+
+#[test]
+fn questions_are_asked_on_the_terminal() {
+    let ground = Ground::new();
+    let key = ["--admin", ADMIN, "--user", HOST, "--settling", "3s"];
+    let mut command = ground.provision(&["all", "--origin", "aws-kms"]);
+    command.args(key);
+    for no in ["n\n", "\n", "yesterday\n"] {
+        let (agreed, said) = on_terminal(&command, no);
+        assert!(!agreed && said.contains("Make what is missing? [y/N]"), "{said}");
+        assert!(said.contains("not agreed; nothing was made"), "{said}");
+        assert_eq!(ground.fake.calls_ok("CreateKey"), 0);
+    }
+    let (agreed, said) = on_terminal(&command, "y\n");
+    assert!(agreed && ground.fake.calls_ok("CreateKey") == 1, "{said}");
+}
+
+#[test]
+fn keys_may_stay_outside_of_aws() {
+    let ground = Ground::new();
+    let pair = json!({ "AccessKeyId": "A".repeat(20), "RawSecretAccessKey": "s".repeat(43) });
+    let credential = ground.write("credential", &pair.to_string());
+    fs::set_permissions(credential, fs::Permissions::from_mode(0o600)).unwrap();
+    let proxy = "--xks-endpoint https://xks.example.com --xks-path /kms/xks/v1 \
+                 --xks-credential-file credential --xks-connectivity PUBLIC_ENDPOINT";
+    let run = || {
+        let mut command = ground.provision(&["all", "--origin", "external-key-store", "--yes"]);
+        command.args(["--admin", ADMIN, "--user", HOST, "--settling", "3s"]);
+        command.args(proxy.split_whitespace()).args(["--xks-key-id", "key-1"]);
+        command
+    };
+    let report = answered(&mut run());
+    assert_eq!(report["complete"], true, "{report:#}");
+    assert_eq!(counts(&ground).0, 0, "no cluster");
+    let key = report["key"]["key"].as_str().unwrap_or_default().to_owned();
+    let shown =
+        ground.fake.client().call("DescribeKey", &json!({ "KeyId": "alias/kmsfs" })).unwrap();
+    let data = &shown["KeyMetadata"];
+    assert_eq!((&data["Arn"], &data["Origin"]), (&json!(key), &json!("EXTERNAL_KEY_STORE")));
+    // Again: found, not made.
+    let made = ["CreateCustomKeyStore", "CreateKey"].map(|call| ground.fake.calls_ok(call));
+    let report = answered(&mut run());
+    assert_eq!(report["complete"], true, "{report:#}");
+    assert_eq!(["CreateCustomKeyStore", "CreateKey"].map(|call| ground.fake.calls_ok(call)), made);
 }
 
 #[test]

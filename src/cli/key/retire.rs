@@ -1,6 +1,5 @@
 //! `kmsfsctl key retire`: switches a KMS key off once nothing needs it any more.
 
-use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +11,7 @@ use super::status::Survey;
 use super::target::{Target, backing_of};
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::mount::options::key_arn;
-use crate::cli::output::{Out, hex, note, shown};
+use crate::cli::output::{Out, confirm, hex, note, shown};
 use crate::cli::secrets::KeyOptions;
 use crate::format::VolumeId;
 use crate::format::descriptor::Descriptor;
@@ -238,26 +237,12 @@ fn require_no_alias(account: &Account, arn: &KeyArn) -> anyhow::Result<()> {
 }
 
 fn agree(args: &RetireArgs, last_used: Option<&str>) -> anyhow::Result<()> {
-    if args.yes {
-        return Ok(());
-    }
     let used = last_used.map_or_else(String::new, |date| format!(" (last used {date})"));
     let what = match args.schedule_deletion {
         Some(days) => format!("disable it now and have KMS delete it after {days} days"),
         None => "disable it".to_owned(),
     };
-    if !std::io::stdin().is_terminal() {
-        let text = format!("nobody can be asked whether to {what}; say --yes");
-        return Err(failure(FAILURE, text));
-    }
-    eprint!("{}{used}: {what}? [y/N] ", args.key);
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(failure(FAILURE, "not agreed; nothing was changed")),
-    }
+    confirm(args.yes, &format!("{}{used}: {what}?", args.key), "nothing was changed")
 }
 
 /// A volume out of whose list the key is to go, so that nothing that names it is opened with it again.

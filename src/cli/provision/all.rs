@@ -11,13 +11,13 @@ use super::account::AccountOptions;
 use super::activate::ToolOptions;
 use super::certificate::{FOR_OTHERS, SigningOptions, hardware_words, request_for_others};
 use super::cluster::NewCluster;
-use super::key::{self, Draft, KeyOptions, Place, confirm};
+use super::key::{self, Draft, KeyOptions, Place};
 use super::key_store::{StoreOptions, Wanted};
 use super::plan::summary;
 use super::screen::Screen;
 use super::{ClusterOptions, refused};
 use crate::cli::exit::{FAILURE, failure};
-use crate::cli::output::note;
+use crate::cli::output::{confirm, note};
 use crate::keys::prices::KEY_PER_MONTH;
 use crate::provision::account::Account;
 use crate::provision::activate::Activation;
@@ -76,7 +76,7 @@ pub fn run(args: &AllArgs) -> anyhow::Result<()> {
     let is_done = review.show(store.as_ref())?;
     args.key.refuse_unfit(&draft, &review.wish(store.as_ref()))?;
     if !is_done {
-        confirm(args.yes, "Make what is missing?")?;
+        confirm(args.yes, "Make what is missing?", "nothing was made")?;
     }
     let report = Report::new(name, account.region());
     let mut work = Work { args, account: &account, files, store, draft, report };

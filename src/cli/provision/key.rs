@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
 use crate::cli::mount::options::volume_id;
-use crate::cli::output::{Out, hex, note};
+use crate::cli::output::{Out, confirm, hex, note};
 use crate::crypto::random_array;
 use crate::format::VolumeId;
 use crate::keys::finding::{Finding, Level};
@@ -27,7 +27,7 @@ use crate::provision::{Silent, TAG_DEPLOYMENT, TAG_VOLUME, Teller, lint};
 use super::account::AccountOptions;
 use super::screen::Screen;
 use goal::{Goal, Present, Search};
-pub use review::{Outcome, confirm};
+pub use review::Outcome;
 use review::{Review, Trial, show_findings};
 
 /// Make the KMS key of a volume, with its policy, tags and alias
@@ -198,7 +198,7 @@ pub fn run(args: &KeyArgs) -> anyhow::Result<()> {
     key.review(&account, &draft, &wish);
     key.refuse_unfit(&draft, &wish)?;
     if !key.is_done(&draft) {
-        confirm(args.yes, "Make this?")?;
+        confirm(args.yes, "Make this?", "nothing was made")?;
     }
     let outcome = key.make(&account, &draft, &wish, args.json)?;
     outcome.print(args.json)?;

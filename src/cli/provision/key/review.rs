@@ -1,12 +1,10 @@
 //! What is shown before a key is made, while it is made, and when it is there.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use serde::Serialize;
 use serde_json::Value;
 
 use super::goal::Present;
-use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
+use crate::cli::exit::{KEY_UNAVAILABLE, failure};
 use crate::cli::output::{Out, note};
 use crate::keys::finding::Finding;
 use crate::keys::prices::{HOURS_PER_MONTH, HSM_PER_HOUR, KEY_PER_MONTH};
@@ -117,26 +115,6 @@ pub fn show_findings(findings: &[Finding]) {
         if let Some(advice) = &finding.advice {
             note(format!("         {advice}"));
         }
-    }
-}
-
-/// Asks on the terminal, unless told not to.
-pub fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
-    if yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let text =
-            "there is no terminal to ask on; say --yes if this is to be made; nothing was made";
-        return Err(failure(FAILURE, text));
-    }
-    // A closed standard error shows in the answer that does not come.
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(failure(FAILURE, "nothing was made")),
     }
 }
 
