@@ -46,7 +46,7 @@ if cargo clippy --version >/dev/null 2>&1; then
 fi
 step "cargo test" cargo test --locked --no-fail-fast
 step "the simulator finds every mistake" \
-    cargo test --locked --release --features mutations --test sim -- mutations --test-threads 1
+    cargo test --locked --features mutations --test sim -- mutations --test-threads 1
 step "cargo test, portable cipher" \
     cargo test --locked --no-default-features --lib -- crypto store
 
