@@ -1,13 +1,16 @@
 //! Rotations where something is beside the key: another key, a pin, another run.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::aws::{Effect, FakeAws, Origin, Rule};
+use super::aws::{Effect, FakeAws, Origin, Principal, Rule};
 use super::bed::{Bed, ctl, refused, said, text, until};
-use super::story::{FILES, age, answered, described, keys, mounted, rotate, status_of, with_files};
+use super::story::{
+    FILES, age, answered, described, keys, mounted, retire, rotate, status_of, with_files,
+};
 
 /// Adds a key of KMS itself, of the same Region.
 fn beside(bed: &Bed) -> String {
@@ -167,4 +170,42 @@ fn a_timer_keeps_the_period_of_a_key_that_is_to_have_successors_although_kms_cou
     assert_eq!(keys(&bed), 2);
     bed.mount("");
     bed.read_files("a", FILES);
+}
+
+/// What the manual says that whoever runs these commands needs.
+fn rights(commands: &[&str]) -> Vec<String> {
+    let manual = include_str!("../../packaging/KMS.md");
+    let row = |command: &&str| {
+        let start = format!("| whoever runs `kmsfsctl {command}` |");
+        manual.lines().find(|line| line.starts_with(&start)).expect("a row")
+    };
+    let words = commands.iter().map(row).flat_map(|row| row.split('`'));
+    let all: BTreeSet<&str> = words.filter(|word| word.starts_with("kms:")).collect();
+    all.into_iter().map(str::to_owned).collect()
+}
+
+fn as_user(command: &mut Command, fake: &FakeAws, commands: &[&str]) {
+    let rights = rights(commands);
+    let rights: Vec<&str> = rights.iter().map(String::as_str).collect();
+    fake.add_principal(Principal::new("AKIAROTATOR", "rotator", "rotator").allow(&rights));
+    command.env("AWS_ACCESS_KEY_ID", "AKIAROTATOR").env("AWS_SECRET_ACCESS_KEY", "rotator");
+}
+
+#[test]
+fn the_rights_in_the_manual_are_those_that_are_needed() {
+    let rotating = ["key add", "key rewrap", "key rotate"];
+    let bed = mounted();
+    let command = rotate(&bed, &["--period-days", "90"]);
+    as_user(command, &bed.fake, &rotating);
+    assert_eq!(answered(command)["rotation"], "successor");
+    let mut command =
+        retire(&bed, &bed.key, &["--no-backups", "--yes", "--schedule-deletion", "7"]);
+    as_user(&mut command, &bed.fake, &["key retire"]);
+    assert_eq!(answered(&mut command)["disabled"], true);
+    let fake = FakeAws::start();
+    let key = fake.create_key(Origin::Kms);
+    let bed = with_files(Bed::on(fake, key, &[]));
+    let command = rotate(&bed, &["--period-days", "90"]);
+    as_user(command, &bed.fake, &rotating);
+    assert_eq!(answered(command)["rotation"], "kms");
 }
