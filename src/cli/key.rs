@@ -4,6 +4,8 @@
 //! header in line. Running the same command again finishes a sweep that was interrupted.
 
 #[cfg(feature = "aws")]
+mod alone;
+#[cfg(feature = "aws")]
 mod retire;
 mod rewrap;
 #[cfg(feature = "aws")]

@@ -12,7 +12,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -79,14 +79,14 @@ pub fn lock_root(root: &OwnedFd, source: &Path, access: Access) -> Result<(), Op
     }
 }
 
-/// Process that holds a lock on `root`, as far as `/proc/locks` shows it.
-fn lock_holder(root: &OwnedFd) -> Option<u32> {
-    let ino = rustix::fs::fstat(root).ok()?.st_ino.to_string();
+/// Process that holds a lock on a file, as far as `/proc/locks` shows it.
+pub fn lock_holder(file: impl AsFd) -> Option<u32> {
+    let ino = rustix::fs::fstat(file).ok()?.st_ino.to_string();
     let table = std::fs::read_to_string("/proc/locks").ok()?;
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let of_root = fields.get(5)?.rsplit(':').next() == Some(ino.as_str());
-        (of_root && fields.get(1) == Some(&"FLOCK")).then(|| fields[4].parse().ok()).flatten()
+        let of_it = fields.get(5)?.rsplit(':').next() == Some(ino.as_str());
+        (of_it && fields.get(1) == Some(&"FLOCK")).then(|| fields[4].parse().ok()).flatten()
     })
 }
 

@@ -26,7 +26,8 @@ use super::leftovers::{self, Mending};
 use super::lookahead::LookAhead;
 use super::names::{NAME_MAX, NameCodec};
 pub use super::opening::{
-    OpenError, exit, lock_root, open_root, read_descriptor, unlock_error, write_descriptor,
+    OpenError, exit, lock_holder, lock_root, open_root, read_descriptor, unlock_error,
+    write_descriptor,
 };
 use super::readdir::DirStream;
 use crate::crypto::{Vault, VolumeKeys};
@@ -264,6 +265,11 @@ impl Volume {
     /// Backing directory.
     pub fn source(&self) -> &Path {
         &self.source
+    }
+
+    /// KMS keys that whoever mounted it expects; with one, no descriptor that names others is adopted.
+    pub fn expected_keys(&self) -> &[String] {
+        &self.unlock.expect.keys
     }
 
     /// May this volume be written?

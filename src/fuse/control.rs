@@ -168,6 +168,7 @@ impl Control {
             "inodes": inodes,
             "handles": handles,
             "backing_descriptors": descriptors,
+            "expected_keys": volume.expected_keys(),
             "keys": metrics::key_json(&volume.key_facts()),
             "journal": volume.journal_status().map(journal_facts),
             "requests": self.counters.to_json(),

@@ -156,20 +156,31 @@ impl Editor {
         Ok(self.descriptor.encode_checked(|bytes| self.keys.descriptor_mac(bytes))?)
     }
 
-    /// Sets how many days lie between two rotations of the volume's KMS key, or that nobody says;
-    /// whether that is a change.
-    pub fn set_rotation_period(&mut self, days: Option<u32>) -> bool {
-        rotation::set_period(&mut self.descriptor, days)
+    /// Sets how many days lie between two rotations of the KMS key with this id; whether that is a change.
+    pub fn set_rotation_period(&mut self, id: &str, days: u32) -> bool {
+        rotation::set_period(&mut self.descriptor, id, days)
     }
 
-    /// The KMS key with this id was replaced by a rotation, which is to be finished.
-    pub fn note_rotation_from(&mut self, id: &str) {
-        rotation::set_from(&mut self.descriptor, id);
+    /// Keeps no period for the KMS key with this id any more; whether that is a change.
+    pub fn drop_rotation_period(&mut self, id: &str) -> bool {
+        rotation::drop_period(&mut self.descriptor, id)
     }
 
-    /// The volume's KMS key was rotated; `now` in seconds since 1970.
-    pub fn note_rotation(&mut self, now: u64) {
-        rotation::set_rotated(&mut self.descriptor, now);
+    /// Ids of the KMS keys for which it is said that the period is theirs, that which is due first in
+    /// front.
+    pub fn rotation_kept_for(&self) -> Vec<String> {
+        rotation::kept_for(&self.descriptor)
+    }
+
+    /// The KMS key with the first id was replaced by that with the second in a rotation, which is to be
+    /// finished.
+    pub fn note_rotation_pair(&mut self, from: &str, to: &str) {
+        rotation::set_pair(&mut self.descriptor, from, to);
+    }
+
+    /// The KMS key with the first id was replaced by that with the second; `now` in seconds since 1970.
+    pub fn note_rotation(&mut self, from: &str, to: &str, now: u64) {
+        rotation::set_rotated(&mut self.descriptor, from, to, now);
     }
 
     /// Replaces the passphrase the volume was opened with; if it was opened otherwise, its only
@@ -267,6 +278,7 @@ impl Editor {
         if arn.is_alias() {
             return Err(bad("an alias may point to another key by now; name the key itself"));
         }
+        self.drop_rotation_period(arn.id());
         self.remove_named(&aws::name(arn, FIRST_EPOCH))
     }
 

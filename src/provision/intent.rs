@@ -2,10 +2,10 @@
 //!
 //! For a while after a call has made something, AWS may not show it. A run that is killed in between is
 //! forgotten, and the next one would make it again, for money. So before such a call a mark is left in the
-//! deployment's directory (that of a key, which needs none, in the user's own), and taken away when the
-//! thing was seen. A run that finds a mark looks first,
-//! for as long as AWS may take to show what it made. How old the mark is does not matter: clocks differ,
-//! and an old one costs no more than that one wait.
+//! deployment's directory (that of a key, which needs none, in the host's or the user's own), and taken
+//! away when the thing was seen. A run that finds a mark looks first, for as long as AWS may take to show
+//! what it made. How old the mark is does not matter: clocks differ, and an old one costs no more than
+//! that one wait.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -117,18 +117,31 @@ impl Intent {
     }
 }
 
-/// Where marks are that belong to no deployment's directory: `kmsfs` in the user's directory for state,
-/// or, for services without a home, `/var/lib/kmsfs`.
+/// Where marks are that belong to no deployment's directory: `/var/lib/kmsfs` for root, whether it is a
+/// unit of the system or a shell that asks; for others `kmsfs` in the user's directory for state.
 pub fn state_dir() -> PathBuf {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let home = || set("HOME").map(|home| home.join(".local/state"));
-    let state = set("XDG_STATE_HOME").or_else(home);
-    state.unwrap_or_else(|| PathBuf::from("/var/lib")).join("kmsfs")
+    place(set("XDG_STATE_HOME"), set("HOME"), rustix::process::geteuid().is_root())
+}
+
+fn place(state: Option<PathBuf>, home: Option<PathBuf>, root: bool) -> PathBuf {
+    let home = home.filter(|_| !root).map(|home| home.join(".local/state"));
+    state.or(home).unwrap_or_else(|| PathBuf::from("/var/lib")).join("kmsfs")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_has_one_place_wherever_its_home_is() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        let of = |home, root| place(None, home, root);
+        assert_eq!(of(path("/root"), true), of(None, true));
+        assert_eq!(of(path("/users/a"), false), PathBuf::from("/users/a/.local/state/kmsfs"));
+        assert_eq!(of(None, false), PathBuf::from("/var/lib/kmsfs"));
+        assert_eq!(place(path("/state"), path("/root"), true), PathBuf::from("/state/kmsfs"));
+    }
 
     #[test]
     fn a_mark_stays_until_it_is_taken_away() {

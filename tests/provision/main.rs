@@ -16,6 +16,7 @@ mod ground;
 mod key;
 mod marks;
 mod plans;
+mod rotation;
 mod sentences;
 mod stores;
 mod story;

@@ -14,12 +14,12 @@ use super::aws::{FakeAws, Origin};
 use super::bed::{Bed, ctl, refused, said, until};
 use super::ground::{self, Ground};
 
-const FILES: usize = 12;
+pub(super) const FILES: usize = 12;
 /// Some data keys, and not one for each file.
-const SHARED: &[&str] = &["--files-per-data-key", "5"];
+pub(super) const SHARED: &[&str] = &["--files-per-data-key", "5"];
 
 /// A volume on a key with an alias, tags and a key store, mounted, with files.
-fn mounted() -> Bed {
+pub(super) fn mounted() -> Bed {
     let fake = FakeAws::start();
     let store = fake.create_store("kmsfs", Origin::CloudHsm);
     let key = fake.create_key_in(&store);
@@ -27,29 +27,29 @@ fn mounted() -> Bed {
     with_files(Bed::on(fake, key, SHARED))
 }
 
-fn with_files(mut bed: Bed) -> Bed {
+pub(super) fn with_files(mut bed: Bed) -> Bed {
     bed.mount("");
     bed.make_files("a", FILES);
     bed
 }
 
-fn answered(command: &mut Command) -> Value {
+pub(super) fn answered(command: &mut Command) -> Value {
     serde_json::from_str(&said(command.arg("--json"))).unwrap()
 }
 
-fn rotate(bed: &Bed, arguments: &[&str]) -> &'static mut Command {
+pub(super) fn rotate(bed: &Bed, arguments: &[&str]) -> &'static mut Command {
     let list = bed.path("list").to_str().unwrap().to_owned();
     bed.ctl("key rotate", &[&["--list", &list, "--settling", "3s"], arguments].concat())
 }
 
-fn retire(bed: &Bed, key: &str, arguments: &[&str]) -> Command {
+pub(super) fn retire(bed: &Bed, key: &str, arguments: &[&str]) -> Command {
     let mut command = ctl(&["key", "retire", key, "--volume"]);
     command.arg(bed.source()).args(["--kms-endpoint", &bed.fake.endpoint()]).args(arguments);
     command
 }
 
 /// State and number of files of a key, as `key status` has them; nothing if it knows no such key.
-fn status_of(bed: &Bed, key: &str) -> Option<(String, u64)> {
+pub(super) fn status_of(bed: &Bed, key: &str) -> Option<(String, u64)> {
     let status = answered(ctl(&["key", "status"]).arg(bed.source()));
     let lines = status["keys"].as_array().unwrap().clone();
     let line = lines.into_iter().find(|line| line["key"].as_str().unwrap().contains(key))?;
@@ -60,7 +60,7 @@ fn ask(fake: &FakeAws, operation: &str, key: &str) -> Value {
     fake.client().call(operation, &json!({ "KeyId": key })).unwrap()
 }
 
-fn described(fake: &FakeAws, key: &str) -> Value {
+pub(super) fn described(fake: &FakeAws, key: &str) -> Value {
     ask(fake, "DescribeKey", key)["KeyMetadata"].clone()
 }
 
@@ -70,7 +70,7 @@ fn tags(fake: &FakeAws, key: &str) -> Vec<Value> {
     tags.into_iter().filter(|tag| tag["TagKey"] != "kmsfs:request").collect()
 }
 
-fn keys(bed: &Bed) -> usize {
+pub(super) fn keys(bed: &Bed) -> usize {
     bed.fake.counts().keys
 }
 
@@ -206,13 +206,14 @@ fn a_lost_answer_makes_one_successor() {
     bed.read_files("a", FILES);
 }
 
-/// Lets a volume that is not mounted look as if its key had been rotated so long ago.
-fn age(bed: &Bed, keyfile: &Path, days: u64) {
+/// Lets a volume that is not mounted look as if its first key had been rotated so long ago.
+pub(super) fn age(bed: &Bed, keyfile: &Path, days: u64) {
     let options = UnlockOptions { keyfile: Some(keyfile.to_owned()), ..UnlockOptions::default() };
     let path = bed.source().join("kmsfs.volume");
     let mut editor = Editor::open(&fs::read(&path).unwrap(), &options).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    editor.note_rotation(now - days * 86_400);
+    let (id, then) = (bed.key.rsplit('/').next().unwrap(), now - days * 86_400);
+    editor.note_rotation(id, id, then);
     fs::write(&path, editor.finish().unwrap()).unwrap();
 }
 

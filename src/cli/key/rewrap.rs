@@ -131,7 +131,7 @@ impl Exchange {
             let to = resolved(kms_key(to)?, options)?;
             // Half done already: what is left is the sweep.
             if !editor.kms_keys().contains(&to) {
-                let from = replaced(editor, self.from.as_deref())?;
+                let from = replaced(editor, self.from.as_deref(), "--from")?;
                 replace(editor, &from, &to, options, dir)?;
             }
         }
@@ -144,7 +144,7 @@ impl Exchange {
 }
 
 #[cfg(feature = "aws")]
-/// Puts one KMS key where another was, and notes when.
+/// Puts one KMS key where another was, and notes when. New copies for the same key replace none.
 pub fn replace(
     editor: &mut Editor,
     from: &KeyArn,
@@ -154,7 +154,9 @@ pub fn replace(
 ) -> anyhow::Result<KeyArn> {
     let new = editor.replace_kms_key(from, to, options);
     let new = new.map_err(|error| unlock_error(error.into(), dir))?;
-    editor.note_rotation(unix_seconds());
+    if new != *from {
+        editor.note_rotation(from.id(), new.id(), unix_seconds());
+    }
     Ok(new)
 }
 
@@ -181,8 +183,8 @@ fn kms_key(key: &KeySpec) -> anyhow::Result<KeyArn> {
 }
 
 #[cfg(feature = "aws")]
-/// Which key goes.
-pub fn replaced(editor: &Editor, named: Option<&str>) -> anyhow::Result<KeyArn> {
+/// Which key goes: the one that was named with this option, or the only one.
+pub fn replaced(editor: &Editor, named: Option<&str>, option: &str) -> anyhow::Result<KeyArn> {
     let keys = editor.kms_keys();
     let names = || keys.iter().map(KeyArn::as_str).collect::<Vec<_>>().join(", ");
     match (named, &keys[..]) {
@@ -193,7 +195,8 @@ pub fn replaced(editor: &Editor, named: Option<&str>) -> anyhow::Result<KeyArn> 
             Err(failure(FAILURE, text))
         }
         (None, _) => {
-            let text = format!("the volume has several KMS keys; say --from which: {}", names());
+            let names = names();
+            let text = format!("the volume has several KMS keys; say with {option} which: {names}");
             Err(failure(FAILURE, text))
         }
     }

@@ -11,15 +11,18 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 
+use super::alone::Alone;
 use super::retire::account_of;
 use super::rewrap::{self, SweepOptions};
 use super::status::{Survey, rotation_text};
-use super::target::Target;
-use crate::cli::exit::{FAILURE, failure};
+use super::sweep;
+use super::target::{Target, backing_of};
+use crate::cli::exit::{FAILURE, IN_USE, failure};
 use crate::cli::kms::duration;
 use crate::cli::output::{Out, note};
 use crate::cli::provision::screen::Screen;
 use crate::cli::secrets::KeyOptions;
+use crate::fuse::control;
 use crate::keys::aws::{self, KeyArn};
 use crate::keys::clock::unix_seconds;
 use crate::keys::rotation::Rotation;
@@ -27,7 +30,7 @@ use crate::keys::{Editor, UnlockOptions, same_key};
 use crate::provision::account::Account;
 use crate::provision::canary::{Canary, try_key};
 use crate::provision::intent::{Intent, state_dir};
-use crate::provision::key::{self, Hidden, Repoint};
+use crate::provision::key::{self, Hidden, KeyWish, Repoint};
 use crate::provision::lifecycle::{self, NativeRotation};
 use crate::provision::policy::is_same;
 
@@ -40,7 +43,7 @@ use crate::provision::policy::is_same;
 pub struct RotateArgs {
     /// The volume: its backing directory, or where it is mounted
     dir: PathBuf,
-    /// Which KMS key, if the volume has several
+    /// Which KMS key, if the volume has several. With --if-due, if it is not the one that is due first
     #[arg(long, value_name = "ARN")]
     key: Option<String>,
     /// Days between two rotations from now on (90 to 2560). KMS keeps them for its own keys, the
@@ -56,6 +59,9 @@ pub struct RotateArgs {
     /// Make a successor even if KMS could rotate the key itself
     #[arg(long)]
     successor: bool,
+    /// Only make the successor and name it, for the expect-key of mounts: the next run takes it
+    #[arg(long, conflicts_with = "only_period")]
+    only_make: bool,
     /// The external key of the successor, for a key in an external key store
     #[arg(long, value_name = "ID")]
     xks_key_id: Option<String>,
@@ -80,12 +86,15 @@ pub struct RotateArgs {
 struct Report {
     key: String,
     /// `kms`: KMS rotated it. `successor`: another key took its place. `finished`: so it was begun
-    /// earlier. `period`: only the period was set. `not-due`.
+    /// earlier. `period`: only the period was set. `made`: only the successor was made. `not-due`.
     rotation: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     successor: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     aliases: Vec<String>,
+    /// Why aliases may still point to the old key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aliases_left: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     native: Option<NativeRotation>,
     period_days: Option<u32>,
@@ -97,21 +106,37 @@ struct Report {
 /// Runs the command.
 pub fn run(args: &RotateArgs) -> anyhow::Result<()> {
     let options = args.keys.remembering_options();
+    // Before the descriptor is read, which another run may be about to change.
+    let alone = Alone::on(&backing_of(&args.dir).0)?;
     let target = Target::open(&args.dir, &options)?;
     let editor = target.editor(&options)?;
-    let arn = rewrap::replaced(&editor, args.key.as_deref())?;
+    let arn = chosen(args, &editor)?;
     let mut account = account_of(&arn, options.kms.route.clone());
     account.pace.settling = args.settling;
     let sweep = args.sweep.prepare(&target, args.json)?;
-    let mut work = Work { args, options, target, account, arn, sweep, screen: Screen::new() };
+    let screen = Screen::new();
+    let mut work = Work { args, options, alone, target, account, arn, sweep, screen };
     let report = work.run(editor)?;
     report.print(args.json)?;
-    report.rewrap.as_ref().map_or(Ok(()), rewrap::Report::require_whole)
+    report.require_whole()
+}
+
+/// The key that was named, or the only one, or, for a timer, the one whose period ends first.
+fn chosen(args: &RotateArgs, editor: &Editor) -> anyhow::Result<KeyArn> {
+    if args.if_due
+        && args.key.is_none()
+        && let Some(id) = editor.rotation_kept_for().first()
+        && let Some(key) = editor.kms_keys().into_iter().find(|key| key.id() == id)
+    {
+        return Ok(key);
+    }
+    rewrap::replaced(editor, args.key.as_deref(), "--key")
 }
 
 struct Work<'a> {
     args: &'a RotateArgs,
     options: UnlockOptions,
+    alone: Alone,
     target: Target,
     account: Account,
     /// The key in use.
@@ -123,37 +148,67 @@ struct Work<'a> {
 impl Work<'_> {
     fn run(&mut self, mut editor: Editor) -> anyhow::Result<Report> {
         let head = key::look(&self.account, self.arn.as_str())?;
-        let native = head.origin == "AWS_KMS" && !self.args.successor;
-        if let Some(days) = self.args.period_days.filter(|_| !native)
-            && editor.set_rotation_period(Some(days))
+        let native = head.origin == "AWS_KMS" && !self.wants_successor(&editor);
+        let in_use = editor.kms_keys().contains(&self.arn);
+        if let Some(days) = self.args.period_days.filter(|_| !native && in_use)
+            && editor.set_rotation_period(self.arn.id(), days)
         {
-            self.target.put(editor, &self.options)?;
-            editor = self.target.editor(&self.options)?;
+            editor = self.put(editor)?.1;
         }
-        if self.args.only_period && !native {
+        if self.args.only_period && !native && in_use {
             return Ok(self.report("period"));
         }
         if !self.args.only_period && self.is_unfinished(&editor)? {
-            note("a rotation was interrupted: it is finished, and no other one begun");
-            return self.finish(&editor, "finished", false);
+            return self.go_on(&editor);
+        }
+        if !in_use {
+            let text = "is not a key of this volume; `kmsfsctl key status` names them";
+            return Err(failure(FAILURE, format!("{} {text}", self.arn.as_str())));
         }
         if native {
-            // KMS keeps the period now.
-            if editor.set_rotation_period(None) {
-                self.target.put(editor, &self.options)?;
+            // Who sets a period here has KMS keep it.
+            if self.args.period_days.is_some() && editor.drop_rotation_period(self.arn.id()) {
+                self.put(editor)?;
             }
             return self.rotate_natively();
         }
-        let left = Rotation::of(editor.descriptor()).days_left(unix_seconds());
+        let left = Rotation::of_key(editor.descriptor(), self.arn.id()).days_left(unix_seconds());
         if self.args.if_due && left.is_none_or(|days| days >= 0) {
             return Ok(self.report("not-due"));
         }
         self.succeed(editor)
     }
 
+    /// Also a key that KMS could rotate, if the period is kept here: so it was told to be.
+    fn wants_successor(&self, editor: &Editor) -> bool {
+        let kept = || editor.rotation_kept_for().iter().any(|id| id == self.arn.id());
+        self.args.successor || self.args.if_due && self.args.period_days.is_none() && kept()
+    }
+
+    /// Puts a changed descriptor in force; whether it is changed, and it once more.
+    fn put(&mut self, editor: Editor) -> anyhow::Result<(bool, Editor)> {
+        let changed = self.target.put(editor, &self.options)?;
+        self.alone.stay()?;
+        Ok((changed, self.target.editor(&self.options)?))
+    }
+
+    fn go_on(&mut self, editor: &Editor) -> anyhow::Result<Report> {
+        if self.args.only_make {
+            let text = "a rotation was interrupted; finish it first: run this without --only-make";
+            return Err(failure(FAILURE, text));
+        }
+        note("a rotation was interrupted: it is finished, and no other one begun");
+        self.finish(editor, "finished", false)
+    }
+
     /// KMS keeps the old material: what was wrapped with it stays readable.
     fn rotate_natively(&self) -> anyhow::Result<Report> {
         let arn = self.arn.as_str();
+        if self.args.only_make {
+            let text = "is rotated by KMS itself and needs no successor; to make one all the same, say \
+                        --successor, too";
+            return Err(failure(FAILURE, format!("{arn} {text}")));
+        }
         if let Some(days) = self.args.period_days {
             key::enable_rotation(&self.account, arn, days)?;
         }
@@ -175,13 +230,16 @@ impl Work<'_> {
 
     /// Does something still lead to the key that the last rotation replaced: an alias, or a header?
     fn is_unfinished(&self, editor: &Editor) -> anyhow::Result<bool> {
-        let Some(old) = replaced_key(editor) else { return Ok(false) };
-        if !self.aliases(&old)?.is_empty() {
+        let Some(old) = editor.replaced_key() else { return Ok(false) };
+        let aliases = self.aliases(&old);
+        if aliases.as_ref().is_ok_and(|aliases| !aliases.is_empty()) {
             return Ok(true);
         }
         let survey = Survey::of(&self.target.dir, &|_, _| false)?;
         let name = aws::name(&old, 0);
-        Ok(survey.census.keys.keys().any(|key| same_key(key, &name)))
+        let needed = survey.census.keys.keys().any(|key| same_key(key, &name));
+        // Who may not list aliases can finish the rest.
+        Ok(needed || !aliases?.is_empty())
     }
 
     /// The aliases of a key, in its own Region. A key that is gone has none.
@@ -193,7 +251,9 @@ impl Work<'_> {
     }
 
     fn account_of(&self, key: &KeyArn) -> Account {
-        account_of(key, self.options.kms.route.clone())
+        let mut account = account_of(key, self.options.kms.route.clone());
+        account.pace.settling = self.args.settling;
+        account
     }
 
     /// Makes a successor and lets it take the key's place.
@@ -203,6 +263,9 @@ impl Work<'_> {
         let wish = key::copy_wish(&self.account, self.arn.as_str(), external)?;
         let intent = Intent::of(&state_dir(), &format!("the KMS key {}", wish.mark));
         let hidden = if self.args.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse };
+        if !self.args.only_make {
+            self.require_no_pin_against(&wish, hidden)?;
+        }
         let made = key::find_or_create(&self.account, &wish, hidden, &intent, &self.screen)?;
         if !made.created {
             self.require_as_wished(&made.arn, &wish.policy)?;
@@ -213,20 +276,54 @@ impl Work<'_> {
             // The volume key is wrapped and unwrapped with it below.
             Canary::NotAllowed(why) => note(why),
         }
+        if self.args.only_make {
+            return Ok(Report { successor: Some(made.arn), ..self.report("made") });
+        }
+        // What this run was told to expect is the key before.
+        if !self.options.expect.keys.is_empty() {
+            self.options.expect.keys.push(made.arn);
+        }
         rewrap::replace(&mut editor, &self.arn, &new, &self.options, &self.target.dir)?;
-        editor.note_rotation_from(id_of(&self.arn));
-        let changed = self.target.put(editor, &self.options)?;
+        editor.note_rotation_pair(self.arn.id(), new.id());
+        let (changed, editor) = self.put(editor)?;
         // The volume knows it now.
         intent.end();
-        let editor = self.target.editor(&self.options)?;
         let finished = self.finish(&editor, "successor", changed)?;
         Ok(Report { key: self.arn.as_str().to_owned(), ..finished })
     }
 
+    /// A mount that was told which keys to expect refuses a descriptor that names another, however the
+    /// key came to be. That is known before a key is made.
+    fn require_no_pin_against(&self, wish: &KeyWish, hidden: Hidden) -> anyhow::Result<()> {
+        let Some(point) = &self.target.mountpoint else { return Ok(()) };
+        let text = control::status(point)
+            .map_err(|error| failure(FAILURE, sweep::no_answer(point, &error)))?;
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let pins = status["expected_keys"].as_array().cloned().unwrap_or_default();
+        if pins.is_empty() {
+            return Ok(());
+        }
+        let there = key::find(&self.account, &wish.mark, hidden)?.map(|found| found.head.arn);
+        let (dir, point) = (self.args.dir.display(), point.display());
+        let (made, arn) = match &there {
+            Some(arn) if pins.iter().any(|pin| pin == arn) => return Ok(()),
+            Some(arn) => (String::new(), arn.as_str()),
+            None => (format!("`kmsfsctl key rotate {dir} --only-make` makes it; "), "SUCCESSOR"),
+        };
+        let more = pins.iter().filter_map(|pin| pin.as_str()).chain([arn]);
+        let more: Vec<String> = more.map(|pin| format!("expect-key={pin}")).collect();
+        let text = format!(
+            "{point} is mounted with expect-key and would refuse a successor; {made}unmount, mount it \
+             again with {}, and run this again; nothing was changed",
+            more.join(",")
+        );
+        Err(failure(IN_USE, text))
+    }
+
     /// Anybody who may make keys may have put the mark of a successor on one of his own.
     fn require_as_wished(&self, arn: &str, policy: &str) -> anyhow::Result<()> {
-        let parsed = |text: &str| serde_json::from_str(text).unwrap_or_default();
-        if is_same(&parsed(&key::policy(&self.account, arn)?), &parsed(policy)) {
+        let present = key::policy(&self.account, arn)?;
+        if present == policy || is_same_json(&present, policy) {
             return Ok(());
         }
         let text = "bears the mark of the successor, and has another policy than the key it would follow: \
@@ -234,35 +331,54 @@ impl Work<'_> {
         Err(failure(FAILURE, format!("{arn} {text}; nothing was changed")))
     }
 
-    /// Aliases, then headers, follow the key in use.
+    /// Aliases, then headers, follow the key in use. What is wrong with the ones is not to keep the
+    /// others from it.
     fn finish(
         &mut self,
         editor: &Editor,
         what: &'static str,
         changed: bool,
     ) -> anyhow::Result<Report> {
-        let (mut moved, mut successor) = (Vec::new(), None);
-        if let Some(old) = replaced_key(editor) {
-            let current = successor_of(editor, &old)?;
-            let account = self.account_of(&old);
-            for alias in self.aliases(&old)? {
-                let from = Repoint::From(old.as_str());
-                key::point_alias(&account, &alias, current.as_str(), from, &self.screen)?;
-                moved.push(alias);
-            }
-            successor = Some(current.as_str().to_owned());
+        let (mut moved, mut successor, mut left) = (Vec::new(), None, None);
+        if let Some(old) = editor.replaced_key() {
+            let current = editor.successor_of(&old);
+            left = self.move_aliases(&old, current.as_ref(), &mut moved).err();
+            successor = current.map(|key| key.as_str().to_owned());
         }
-        let rewrap = self.sweep.run(&self.target, changed)?;
-        Ok(Report { successor, aliases: moved, rewrap: Some(rewrap), ..self.report(what) })
+        let rewrap = Some(self.sweep.run(&self.target, changed)?);
+        let aliases_left = left.map(|error| format!("{error:#}"));
+        Ok(Report { successor, aliases: moved, aliases_left, rewrap, ..self.report(what) })
+    }
+
+    fn move_aliases(
+        &self,
+        old: &KeyArn,
+        new: Option<&KeyArn>,
+        moved: &mut Vec<String>,
+    ) -> anyhow::Result<()> {
+        let account = self.account_of(old);
+        for alias in self.aliases(old)? {
+            let Some(new) = new else {
+                let text = "several keys of the volume may have taken the place of";
+                let cure = "point it at the right one by hand (`aws kms update-alias`)";
+                let text = format!("{alias}: {text} {}; {cure}", old.as_str());
+                return Err(failure(FAILURE, text));
+            };
+            let from = Repoint::From(old.as_str());
+            key::point_alias(&account, &alias, new.as_str(), from, &self.screen)?;
+            moved.push(alias);
+        }
+        Ok(())
     }
 
     fn report(&self, rotation: &'static str) -> Report {
-        let policy = Rotation::of(&self.target.tree.descriptor);
+        let policy = Rotation::of_key(&self.target.tree.descriptor, self.arn.id());
         Report {
             key: self.arn.as_str().to_owned(),
             rotation,
             successor: None,
             aliases: vec![],
+            aliases_left: None,
             native: None,
             period_days: policy.period_days,
             days_left: policy.days_left(unix_seconds()),
@@ -271,30 +387,9 @@ impl Work<'_> {
     }
 }
 
-fn id_of(key: &KeyArn) -> &str {
-    key.as_str().rsplit('/').next().unwrap_or_default()
-}
-
-/// The key that the last rotation replaced, while the volume still knows it. One that somebody replaced
-/// with `key rewrap --to` is his affair.
-fn replaced_key(editor: &Editor) -> Option<KeyArn> {
-    let from = Rotation::of(editor.descriptor()).from?;
-    editor.retiring_keys().into_iter().find(|key| id_of(key) == from)
-}
-
-/// The key in use that took the place of an old one: the only one, or that of the same Region.
-fn successor_of(editor: &Editor, old: &KeyArn) -> anyhow::Result<KeyArn> {
-    let keys = editor.kms_keys();
-    let near = |key: &&KeyArn| keys.len() == 1 || key.region() == old.region();
-    let mut near = keys.iter().filter(near);
-    match (near.next(), near.next()) {
-        (Some(key), None) => Ok(key.clone()),
-        _ => {
-            let text =
-                "several keys of the volume may have taken its place; point its aliases by hand";
-            Err(failure(FAILURE, format!("{}: {text}", old.as_str())))
-        }
-    }
+fn is_same_json(one: &str, other: &str) -> bool {
+    let [one, other] = [one, other].map(serde_json::from_str);
+    matches!((one, other), (Ok(one), Ok(other)) if is_same(&one, &other))
 }
 
 impl Report {
@@ -309,6 +404,7 @@ impl Report {
             "successor" => format!("{} has a successor.", self.key),
             "finished" => "The rotation is finished.".to_owned(),
             "period" => "The period is set.".to_owned(),
+            "made" => format!("{} has a successor, which is not in use yet.", self.key),
             _ => "Nothing is due.".to_owned(),
         })?;
         if let Some(successor) = &self.successor {
@@ -322,12 +418,34 @@ impl Report {
             None => out.fact("rotation", rotation_text(self.period_days, self.days_left))?,
         }
         out.finish()?;
+        self.tell_of_pins();
         let Some(rewrap) = &self.rewrap else { return Ok(()) };
         rewrap.print(false)?;
         note(
             "The old key stays enabled; `kmsfsctl key retire` switches it off when nothing needs it.",
         );
         Ok(())
+    }
+
+    /// Whoever mounts with these words meets them at the next mount.
+    fn tell_of_pins(&self) {
+        let Some(new) = &self.successor else { return };
+        note(format!(
+            "Mounts with expect-key need expect-key={new}, too; that of the old key goes when the key is \
+             retired."
+        ));
+    }
+
+    /// Fails if something is left to do.
+    fn require_whole(&self) -> anyhow::Result<()> {
+        self.rewrap.as_ref().map_or(Ok(()), rewrap::Report::require_whole)?;
+        match &self.aliases_left {
+            Some(why) => {
+                let text = "the headers follow the successor, aliases do not all";
+                Err(failure(FAILURE, format!("{text}: {why}; then run this again")))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -344,5 +462,17 @@ fn print_native(out: &mut Out, native: &NativeRotation) -> anyhow::Result<()> {
     match &native.on_demand_since {
         Some(date) => out.fact("under way since", date),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_same_json;
+
+    #[test]
+    fn what_is_no_policy_is_like_no_other() {
+        assert!(is_same_json(r#"{"Statement": "a"}"#, r#"{"Statement":["a"]}"#));
+        assert!(!is_same_json("no policy", "nor is this"));
+        assert!(!is_same_json("{}", "no policy"));
     }
 }

@@ -1,6 +1,7 @@
 //! Names of KMS keys: key ARNs and alias ARNs.
 
 use crate::keys::KeyError;
+use crate::keys::rotation::id_in;
 
 /// `arn:PARTITION:kms:REGION:ACCOUNT:key/ID` or `…:alias/NAME`. The Region is taken from here, never
 /// guessed from the surroundings.
@@ -63,6 +64,11 @@ impl KeyArn {
         &self.account
     }
 
+    /// What stands behind the last slash: of a key its id, which its successor does not share.
+    pub fn id(&self) -> &str {
+        id_in(&self.text)
+    }
+
     /// An alias can be pointed at another key at any time; what is stored is always the key.
     pub fn is_alias(&self) -> bool {
         self.alias
@@ -78,8 +84,8 @@ mod tests {
         let key =
             KeyArn::parse("arn:aws-cn:kms:cn-north-1:111122223333:key/1234abcd-12ab").unwrap();
         assert_eq!(
-            (key.region(), key.account(), key.is_alias()),
-            ("cn-north-1", "111122223333", false)
+            (key.region(), key.account(), key.id(), key.is_alias()),
+            ("cn-north-1", "111122223333", "1234abcd-12ab", false)
         );
         let alias = KeyArn::parse("arn:aws:kms:us-east-1:111122223333:alias/team/files").unwrap();
         assert!(alias.is_alias());

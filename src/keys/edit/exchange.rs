@@ -5,7 +5,7 @@ use crate::crypto::Secret;
 use crate::format::header::Recipient;
 use crate::keys::aws::{self, KeyArn};
 use crate::keys::unlock::{UnlockOptions, volume_context};
-use crate::keys::{KeyError, KeyProvider, describe_recipient, kms_keys, same_key};
+use crate::keys::{KeyError, KeyProvider, describe_recipient, kms_keys, rotation, same_key};
 
 impl Editor {
     /// The KMS keys new files are wrapped for, in the descriptor's order.
@@ -16,6 +16,20 @@ impl Editor {
     /// The KMS keys that headers may still name, and nothing new is wrapped for.
     pub fn retiring_keys(&self) -> Vec<KeyArn> {
         parsed(kms_keys(&self.descriptor).1)
+    }
+
+    /// The key that the last rotation replaced, while the volume still knows it. One that somebody
+    /// replaced otherwise is his affair.
+    pub fn replaced_key(&self) -> Option<KeyArn> {
+        let (from, _) = rotation::last_pair(&self.descriptor)?;
+        self.retiring_keys().into_iter().find(|key| key.id() == from)
+    }
+
+    /// The key in use that took its place. Descriptors of before do not name it: then it is the only key
+    /// or the only one of the same Region.
+    pub fn successor_of(&self, old: &KeyArn) -> Option<KeyArn> {
+        let named = rotation::last_pair(&self.descriptor).and_then(|(_, to)| to);
+        successor_among(self.kms_keys(), old, named.as_deref())
     }
 
     /// Puts `to` where `from` was. What is wrapped for `from` can still be opened; nothing new is
@@ -109,4 +123,35 @@ impl Editor {
 
 fn parsed(names: Vec<String>) -> Vec<KeyArn> {
     names.iter().filter_map(|name| KeyArn::parse(name).ok()).collect()
+}
+
+fn successor_among(keys: Vec<KeyArn>, old: &KeyArn, named: Option<&str>) -> Option<KeyArn> {
+    if let Some(key) = keys.iter().find(|key| Some(key.id()) == named) {
+        return Some(key.clone());
+    }
+    let only = keys.len() == 1;
+    let mut near = keys.into_iter().filter(|key| only || key.region() == old.region());
+    near.next().filter(|_| near.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_successor_is_the_one_that_is_named_or_else_the_only_one_it_can_be() {
+        let key = |region: &str, id: &str| {
+            KeyArn::parse(&format!("arn:aws:kms:{region}:111122223333:key/{id}")).unwrap()
+        };
+        let (old, new, beside) =
+            (key("eu-west-1", "o"), key("eu-west-1", "n"), key("eu-west-1", "b"));
+        let abroad = key("us-east-1", "a");
+        let three = || vec![beside.clone(), new.clone(), abroad.clone()];
+        assert_eq!(successor_among(three(), &old, Some("n")), Some(new.clone()));
+        assert_eq!(successor_among(three(), &old, None), None);
+        // It was replaced in turn, by something else than a rotation.
+        assert_eq!(successor_among(three(), &old, Some("gone")), None);
+        assert_eq!(successor_among(vec![new.clone(), abroad.clone()], &old, None), Some(new));
+        assert_eq!(successor_among(vec![abroad.clone()], &old, None), Some(abroad));
+    }
 }
