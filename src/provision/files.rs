@@ -3,6 +3,7 @@
 
 use crate::crypto::{SecretBytes, random_array};
 use data_encoding::HEXLOWER;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,18 +17,59 @@ pub const SECRET: u32 = 0o600;
 /// Longest file of these that is read.
 const MAX: u64 = 64 * 1024;
 
-/// Makes the directory, for its owner only, unless it is there; then it must be ours.
+/// What a directory is for, and so what others may have done in it, and how another one is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The files of a deployment.
+    Deployment,
+    /// What a user's programs remember.
+    User,
+}
+
+impl Place {
+    fn danger(self) -> &'static str {
+        match self {
+            Self::Deployment => "so others may have put certificates into it",
+            Self::User => "so others may take away what is to be remembered there",
+        }
+    }
+
+    fn other(self) -> &'static str {
+        match self {
+            Self::Deployment => "name another directory with --dir",
+            Self::User => {
+                "set XDG_STATE_HOME to a directory of your own (with sudo, HOME may be that of \
+                 another user); nothing was made"
+            }
+        }
+    }
+}
+
+/// Makes the directory of a deployment; as [`ensure`].
 pub fn ensure_dir(dir: &Path) -> Result<(), String> {
+    ensure(dir, Place::Deployment)
+}
+
+/// Makes the directory, for its owner only, unless it is there; then it must be ours, and let us write.
+pub fn ensure(dir: &Path, place: Place) -> Result<(), String> {
+    let bad = |what: &str, e: io::Error| {
+        format!("directory {} cannot be {what}: {e}; {}", dir.display(), place.other())
+    };
     if !dir.is_dir() {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        let made = made.and_then(|()| sync_parent(dir));
-        made.map_err(|e| format!("directory {} cannot be made: {e}", dir.display()))?;
+        made.and_then(|()| sync_parent(dir)).map_err(|e| bad("made", e))?;
     }
-    check_dir(dir)
+    check(dir, place)?;
+    let may_write = accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+    may_write.map_err(|e| bad("written to", e.into()))
 }
 
 /// Refuses a directory in which others could have put something: the certificates in it are believed.
 pub fn check_dir(dir: &Path) -> Result<(), String> {
+    check(dir, Place::Deployment)
+}
+
+fn check(dir: &Path, place: Place) -> Result<(), String> {
     // Who made a link chose where it leads.
     let looked = std::fs::symlink_metadata(dir).and_then(|own| Ok((own, std::fs::metadata(dir)?)));
     let (link, target) = match looked {
@@ -37,9 +79,9 @@ pub fn check_dir(dir: &Path) -> Result<(), String> {
     };
     let strange = stranger(&link).or_else(|| stranger(&target)).or_else(|| writable(&target));
     strange.map_or(Ok(()), |(how, mend)| {
+        let (danger, other) = (place.danger(), place.other());
         Err(format!(
-            "directory {} {how}, so others may have put certificates into it: look at what is in it, \
-             then {mend}, or name another directory with --dir",
+            "directory {} {how}, {danger}: look at what is in it, then {mend}, or {other}",
             dir.display()
         ))
     })

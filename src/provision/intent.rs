@@ -10,20 +10,26 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use data_encoding::HEXLOWER;
+
 use super::Teller;
 use super::account::{Account, Refused};
-use super::files::{self, PUBLIC};
+use super::files::{self, PUBLIC, Place};
 use super::once::once;
 use super::settling::settled;
+use crate::crypto::fingerprint;
 use crate::keys::aws::classify::Class;
 
-/// Longest part of a mark's name that says what it is for.
+/// Longest part of a mark's name that people can read.
 const NAME_MAX: usize = 120;
+/// Bytes of the digest that keeps apart what reads the same.
+const DIGEST: usize = 8;
 
 /// Something that is to be made once.
 pub struct Intent {
     what: String,
     mark: PathBuf,
+    place: Place,
     /// An earlier run, which may have been killed, was about to make it and has not seen it.
     was_begun: bool,
 }
@@ -31,18 +37,36 @@ pub struct Intent {
 impl Intent {
     /// Of a thing that its words name, in the directory of its deployment.
     pub fn of(dir: &Path, what: &str) -> Self {
+        Self::at(dir, what, Place::Deployment)
+    }
+
+    /// Of a thing that needs no directory of its deployment, in the user's own.
+    pub fn of_user(what: &str) -> Self {
+        Self::at(&state_dir(), what, Place::User)
+    }
+
+    fn at(dir: &Path, what: &str, place: Place) -> Self {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
         let name: String = what.chars().map(plain).take(NAME_MAX).collect();
-        let mark = dir.join(format!("making-{name}"));
-        Self { what: what.to_owned(), was_begun: mark.exists(), mark }
+        let digest = HEXLOWER.encode(&fingerprint(&[what.as_bytes()])[..DIGEST]);
+        let mark = dir.join(format!("making-{name}-{digest}"));
+        Self { what: what.to_owned(), was_begun: mark.exists(), mark, place }
+    }
+
+    /// Whether the mark can be left, before anything is shown, asked and paid for.
+    pub fn ready(&self) -> Result<(), Refused> {
+        let dir = self.mark.parent().unwrap_or(Path::new(""));
+        files::ensure(dir, self.place).map_err(|text| self.bad(text))
+    }
+
+    fn bad(&self, text: String) -> Refused {
+        Refused::here(Class::Misconfigured, format!("{}: {text}", self.what))
     }
 
     /// Leaves the mark; the call comes next.
     pub fn begin(&self) -> Result<(), Refused> {
-        let bad =
-            |text: String| Refused::here(Class::Misconfigured, format!("{}: {text}", self.what));
-        let dir = self.mark.parent().unwrap_or(Path::new(""));
-        files::ensure_dir(dir).map_err(bad)?;
+        self.ready()?;
+        let bad = |text| self.bad(text);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let text = format!(
             "kmsfsctl was about to ask AWS for {} (at second {} of the epoch) and has not seen it yet. \
@@ -63,6 +87,13 @@ impl Intent {
                 false => bad(e),
             }
         })
+    }
+
+    /// The same for what was looked for some time ago: `still` looks again, under the mark, and refuses if
+    /// it is to be made no more.
+    pub fn begin_if(&self, still: impl FnOnce() -> Result<(), Refused>) -> Result<(), Refused> {
+        self.begin()?;
+        still().inspect_err(|_| self.end())
     }
 
     /// Takes the mark away: the thing was seen, or AWS refused to make it.
@@ -151,11 +182,17 @@ mod tests {
         let first = of();
         assert!(!first.was_begun);
         first.begin().unwrap();
-        assert!(dir.join("making-hsm-2-of-cluster-a-b").is_file());
+        let name = first.mark.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("making-hsm-2-of-cluster-a-b-") && first.mark.is_file(), "{name}");
         // Two at once: the second one has not seen the mark of the first.
         assert!(first.begin().unwrap_err().sentence.contains("another run"));
         let second = of();
         assert!(second.was_begun && !Intent::of(&dir, "HSM 1 of cluster-a/b").was_begun);
+        // What reads the same is not the same.
+        assert!(!Intent::of(&dir, "HSM 2 of cluster-a-b").was_begun);
+        let long = "x".repeat(NAME_MAX);
+        Intent::of(&dir, &format!("{long}a")).begin().unwrap();
+        assert!(!Intent::of(&dir, &format!("{long}b")).was_begun);
         second.begin().unwrap();
         second.end();
         second.end();

@@ -6,6 +6,7 @@
 
 mod alias;
 mod facts;
+mod grants;
 mod search;
 
 pub use alias::{Pointed, Repoint, point_alias};
@@ -13,6 +14,7 @@ pub(super) use facts::metadata;
 pub use facts::{
     Head, KeyFacts, aliases, copy_wish, describe, look, policy, successor_mark, tag, tags,
 };
+pub use grants::{Grant, granted, grants};
 pub use search::{Found, Hidden, find, find_begun, find_of_volume};
 
 use super::account::{Account, Refused};
@@ -109,7 +111,7 @@ pub struct Made {
 }
 
 /// The key of this wish, made unless it is there; it is enabled then. One that is there may have another
-/// policy. Once the key has its place, whoever calls ends the intent.
+/// policy, but no grants. Once the key has its place, whoever calls ends the intent.
 pub fn find_or_create(
     account: &Account,
     wish: &KeyWish,
@@ -122,10 +124,21 @@ pub fn find_or_create(
         None => intent.await_begun(account, &wish.subject(), teller, look)?,
         found => found,
     };
-    match found {
-        Some(found) => adopt(account, wish, &found.head, teller),
-        None => create(account, wish, intent, teller),
-    }
+    let Some(found) = found else {
+        intent.begin()?;
+        return create(account, wish, hidden, intent, teller);
+    };
+    grants::require_none(account, &found.head.arn)?;
+    adopt(account, wish, &found.head, teller)
+}
+
+/// Somebody else was faster.
+pub fn made_meanwhile(what: &str) -> Refused {
+    let text = format!(
+        "meanwhile somebody else has made {what}, and no key was made here: run the same command again, \
+         to look at it"
+    );
+    Refused::here(Class::Misconfigured, text)
 }
 
 /// Takes the key that was found, if it is the one that is wanted.
@@ -170,39 +183,50 @@ pub fn require_fit(wish: &KeyWish, head: &Head) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Makes the key, which was looked for before and is not there, with a mark that outlives this run.
+/// Makes the key, which was looked for and is not there, under the mark of an intent that was begun.
 pub fn create(
     account: &Account,
     wish: &KeyWish,
+    hidden: Hidden,
     intent: &Intent,
     teller: &dyn Teller,
 ) -> Result<Made, Refused> {
-    intent.begin()?;
-    intent.attempt(|| make(account, wish, teller))
+    let arn = make(account, wish, hidden, intent, teller)?;
+    await_enabled(account, &arn, teller)?;
+    teller.done(&format!("KMS key {arn} is made"));
+    Ok(Made { arn, created: true })
 }
 
-fn make(account: &Account, wish: &KeyWish, teller: &dyn Teller) -> Result<Made, Refused> {
+/// Only KMS's own refusal says that nothing was made: whatever else fails leaves the mark.
+fn make(
+    account: &Account,
+    wish: &KeyWish,
+    hidden: Hidden,
+    intent: &Intent,
+    teller: &dyn Teller,
+) -> Result<String, Refused> {
     let mut left = TRIES;
-    let arn = loop {
+    loop {
         left -= 1;
-        let refused = match create_when_principals_are_known(account, wish, teller)? {
-            Ok(arn) => break arn,
+        let made = intent.attempt(|| create_when_principals_are_known(account, wish, teller))?;
+        let refused = match made {
+            Ok(arn) => return Ok(arn),
             Err(refused) => refused,
         };
         teller.waiting(&wish.subject(), "without an answer; looking whether it was made");
         let found = settled(account, &wish.subject(), teller, || {
-            let found = find(account, &wish.mark, Hidden::Refuse)?;
+            let found = find(account, &wish.mark, hidden)?;
             Ok(found.ok_or_else(|| "not to be seen".to_owned()))
         })?;
         match found {
-            Ok(found) => break found.head.arn,
-            Err(_) if left == 0 => return Err(refused),
+            Ok(found) => return Ok(found.head.arn),
+            // It may be one of those that are hidden: of a key made since, nobody has said it is not.
+            Err(_) if left == 0 || find(account, &wish.mark, Hidden::Refuse).is_err() => {
+                return Err(refused);
+            }
             Err(_) => {}
         }
-    };
-    await_enabled(account, &arn, teller)?;
-    teller.done(&format!("KMS key {arn} is made"));
-    Ok(Made { arn, created: true })
+    }
 }
 
 /// The ARN, or the failure that may have left a key behind. Roles made just now are not principals

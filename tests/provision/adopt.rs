@@ -67,6 +67,49 @@ fn a_key_with_another_policy_is_shown_and_not_taken() {
     assert_eq!(bed.fake.calls("PutKeyPolicy"), 1);
 }
 
+/// The policy is the one that is wanted, and is not all that counts.
+#[test]
+fn a_key_with_grants_is_shown_and_not_taken() {
+    let bed = Bed::new();
+    let here = ["--origin", "aws-kms"];
+    let policy = made(bed.key(&here).arg("--policy-only")).to_string();
+    let request = json!({ "Policy": policy, "Tags": tags("kmsfs", ID, 1) });
+    let client = bed.fake.client();
+    let key = client.call("CreateKey", &request).unwrap()["KeyMetadata"]["Arn"].clone();
+    // More than there are in one page of the list.
+    let grant = |number: u32| {
+        let guest = format!("arn:aws:iam::{}:user/guest-{number}", bed.fake.account());
+        let operations = ["Decrypt", "DescribeKey"];
+        let grant = json!({ "KeyId": key, "GranteePrincipal": guest, "Operations": operations });
+        client.call("CreateGrant", &grant).unwrap()["GrantId"].as_str().unwrap().to_owned()
+    };
+    let ids: Vec<String> = (0..60).map(grant).collect();
+    for more in [&[][..], &["--put-policy"], &["--keep-policy"], &["--accept-findings"]] {
+        let said = refused(&mut bed.anonymous_key(&[&here[..], more].concat()), 1, "60 grants");
+        assert!(ids.iter().all(|id| said.contains(id)), "{said}");
+        for words in ["user/guest-59 may Decrypt, DescribeKey", "revoke-grant", "--keep-grants"] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+    }
+    nothing_was_changed(&bed);
+    for id in &ids[1..] {
+        client.call("RevokeGrant", &json!({ "KeyId": key, "GrantId": id })).unwrap();
+    }
+    refused(&mut bed.anonymous_key(&here), 1, "a grant");
+    made(&mut bed.anonymous_key(&[&here[..], &["--keep-grants"]].concat()));
+    client.call("RevokeGrant", &json!({ "KeyId": key, "GrantId": ids[0] })).unwrap();
+    assert_eq!(made(&mut bed.anonymous_key(&here))["key"], key);
+}
+
+#[test]
+fn grants_that_cannot_be_read_may_be_any() {
+    let bed = Bed::new();
+    made(&mut bed.key(&[]));
+    bed.fake.fault(Rule::new(Effect::Deny).on("ListGrants"));
+    refused(&mut bed.key(&[]), 1, "does not show this caller its grants (kms:ListGrants)");
+    made(&mut bed.key(&["--keep-grants"]));
+}
+
 #[test]
 fn a_policy_that_cannot_be_read_may_be_anything() {
     let bed = Bed::new();
@@ -164,16 +207,60 @@ fn rotation_of_a_key_that_is_there_is_asked_for() {
 #[test]
 fn a_key_that_a_killed_run_made_is_waited_for() {
     let bed = Bed::new();
-    let marks = || std::fs::read_dir(bed.state.path().join("kmsfs")).map_or(0, Iterator::count);
     bed.fake.set_consistency(Duration::from_millis(1500));
     let here = ["--origin", "aws-kms", "--settling", "20s"];
     let mut killed = bed.anonymous_key(&here).stderr(Stdio::null()).spawn().unwrap();
     until("CreateKey", || bed.fake.calls_ok("CreateKey") > 0);
     killed.kill().unwrap();
     killed.wait().unwrap();
-    assert_eq!(marks(), 1);
+    // Another account has other keys.
+    assert!(matches!(&bed.marks()[..], [mark] if mark.contains(bed.fake.account())));
     let made = made(&mut bed.anonymous_key(&here));
     assert_eq!((&made["created"], bed.fake.calls("CreateKey")), (&json!(false), 1));
     assert_eq!(bed.target("alias/kmsfs"), made["key"].as_str().unwrap());
-    assert_eq!(marks(), 0);
+    assert_eq!(bed.marks(), [""; 0]);
+}
+
+/// The same, while another key has the alias.
+#[test]
+fn a_key_that_a_killed_run_made_is_found_behind_an_alias_of_another_key() {
+    let bed = Bed::new();
+    let foreign = bed.fake.create_key(Origin::Kms);
+    bed.fake.set_alias("alias/kmsfs", &foreign);
+    let rule = bed.fake.fault(Rule::new(Effect::Hang).on("UpdateAlias"));
+    let mut command = bed.anonymous_key(&["--repoint-alias"]);
+    let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("CreateKey", || bed.fake.calls_ok("CreateKey") > 0);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    bed.fake.clear_fault(rule);
+    let made = made(&mut bed.anonymous_key(&["--repoint-alias"]));
+    assert_eq!((&made["created"], bed.fake.calls("CreateKey")), (&json!(false), 1));
+    assert_eq!(bed.target("alias/kmsfs"), made["key"].as_str().unwrap());
+}
+
+/// Between the look and the making, people read and a cluster may have to be made.
+#[test]
+fn a_key_that_somebody_made_after_the_look_stops_the_run() {
+    let foreign_key = |bed: &Bed| {
+        let foreign = bed.fake.create_key(Origin::Kms);
+        bed.fake.set_alias("alias/kmsfs", &foreign);
+    };
+    let same_command = |bed: &Bed| drop(made(&mut bed.anonymous_key(&["--origin", "aws-kms"])));
+    for meanwhile in [&same_command as &dyn Fn(&Bed), &foreign_key] {
+        let bed = Bed::new();
+        let rule = bed.fake.fault(Rule::new(Effect::Hang).on("DescribeCustomKeyStores"));
+        let mut slow = bed.anonymous_key(&[]);
+        let slow = slow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // With nothing to be seen the last thing that is looked at, before the key store.
+        until("the look", || bed.fake.calls_ok("ListKeys") > 0);
+        meanwhile(&bed);
+        bed.fake.clear_fault(rule);
+        let said = text(&slow.wait_with_output().unwrap());
+        assert!(
+            said.contains("meanwhile") && said.contains("run the same command again"),
+            "{said}"
+        );
+        assert_eq!((bed.keys().len(), bed.marks()), (1, vec![]), "{said}");
+    }
 }

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::aws::{
     ACCESS_KEY, Connection, Effect, FakeAws, Fault, KeyState, Origin, Principal, Rule, SECRET_KEY,
 };
+use super::ground::until;
 
 pub const ID: &str = "00112233445566778899aabbccddeeff";
 const ADMIN: &str = "arn:aws:iam::111122223333:role/keys";
@@ -79,7 +80,7 @@ impl Bed {
     }
 
     /// The keys there are, as the fake has them.
-    fn keys(&self) -> Vec<Value> {
+    pub fn keys(&self) -> Vec<Value> {
         let keys = self.fake.client().call("ListKeys", &json!({})).unwrap();
         keys["Keys"].as_array().unwrap().clone()
     }
@@ -96,6 +97,12 @@ impl Bed {
 
     pub fn target(&self, alias: &str) -> String {
         self.ask("DescribeKey", alias)["KeyMetadata"]["Arn"].as_str().unwrap().to_owned()
+    }
+
+    /// What runs that were cut off left: the text of each mark.
+    pub fn marks(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.state.path().join("kmsfs")).into_iter().flatten();
+        entries.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap()).collect()
     }
 }
 
@@ -250,13 +257,49 @@ fn after_a_lost_answer_nobody_guesses() {
     let bed = Bed::new();
     bed.fake.create_key(Origin::Kms);
     bed.fake.drop_next("CreateKey", 1);
-    // The first search sees one key; the later ones see none of their tags.
-    bed.fake.fault(Rule::new(Effect::Deny).on("ListResourceTags").after(1));
+    // The two searches before the call see one key; the later ones see none of their tags.
+    bed.fake.fault(Rule::new(Effect::Deny).on("ListResourceTags").after(2));
     let said = refused(&mut bed.key(&[]), 1, "kms:ListResourceTags");
     assert!(said.contains(&format!("--volume-id {ID} to go on")), "{said}");
-    assert_eq!(bed.fake.calls("CreateKey"), 1);
+    // The next run has to look for it.
+    assert_eq!((bed.fake.calls("CreateKey"), bed.marks().len()), (1, 1));
     bed.fake.clear_faults();
     assert_eq!(made(&mut bed.key(&[]))["created"], false);
+}
+
+/// Who says that none of the hidden keys is the one says so of the key just made, too.
+#[test]
+fn after_a_lost_answer_hidden_keys_do_not_end_the_search() {
+    let bed = Bed::new();
+    bed.fake.set_consistency(Duration::from_millis(900));
+    let foreign = bed.fake.create_key(Origin::Kms);
+    until("the foreign key shows", || bed.keys().iter().any(|key| key["KeyArn"] == foreign));
+    bed.fake.fault(Rule::new(Effect::Deny).on("ListResourceTags").key(&foreign));
+    bed.fake.drop_next("CreateKey", 1);
+    let facts = made(&mut bed.anonymous_key(&["--accept-hidden-keys", "--settling", "20s"]));
+    assert_eq!(bed.target("alias/kmsfs"), facts["key"].as_str().unwrap());
+    assert_eq!((bed.fake.calls("CreateKey"), bed.marks()), (1, vec![]));
+    // A call that may have made a key which nobody can see is left to the next run.
+    let bed = Bed::new();
+    bed.fake.create_key(Origin::Kms);
+    bed.fake.fault(Rule::new(Effect::Deny).on("ListResourceTags"));
+    bed.fake.drop_next("CreateKey", 1);
+    let arguments = ["--accept-hidden-keys", "--settling", "100ms"];
+    refused(&mut bed.anonymous_key(&arguments), 1, "CreateKey failed");
+    assert_eq!((bed.fake.calls("CreateKey"), bed.marks().len()), (1, 1));
+}
+
+/// Whatever fails once KMS has taken the call, the next run looks for the key.
+#[test]
+fn a_key_that_was_made_and_does_not_show_keeps_its_mark() {
+    let bed = Bed::new();
+    // The alias is looked at twice before.
+    bed.fake.fault(Rule::new(Effect::Deny).on("DescribeKey").after(2));
+    refused(&mut bed.key(&["--settling", "100ms"]), 1, "DescribeKey failed");
+    assert_eq!((bed.fake.calls_ok("CreateKey"), bed.marks().len()), (1, 1));
+    bed.fake.clear_faults();
+    assert_eq!(made(&mut bed.key(&[]))["created"], false);
+    assert_eq!(bed.marks(), [""; 0]);
 }
 
 #[test]
@@ -457,4 +500,12 @@ fn as_a_library() {
     }
     assert_eq!(point(&new.arn, Repoint::From(&old.arn)), Ok(Pointed::Moved));
     assert_eq!(key::describe(&account, "alias/it").unwrap().aliases, ["alias/it"]);
+
+    // Its policy may be the one that is wanted: what a grant allows, it allows besides.
+    let grant = json!({ "KeyId": new.arn, "GranteePrincipal": HOST, "Operations": ["Decrypt"] });
+    super::aws::client::Client::new(&endpoint, "us-east-1").call("CreateGrant", &grant).unwrap();
+    let refused = find_or_create(&account, &next, Hidden::Refuse, &intent, &Silent).unwrap_err();
+    for words in [&new.arn[..], HOST, "Decrypt", "revoke-grant"] {
+        assert!(refused.sentence.contains(words), "{words}: {refused}");
+    }
 }

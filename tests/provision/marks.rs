@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::{Command, Stdio};
 
 use super::aws::{Effect, Fault, Rule};
 use super::ground::{Ground, refused, text, until};
+use super::key::{self, Bed};
 
 /// Marks in the deployment's directory.
 fn marks(ground: &Ground) -> Vec<String> {
@@ -82,4 +84,38 @@ fn where_a_zone_has_no_hsm_to_give_the_next_one_is_asked() {
     ground.fake.fault(Rule::new(none()).on("CreateHsm"));
     assert!(refused(&mut cluster(&ground, "2")).contains("no HSM to give in this zone"));
     assert_eq!((ground.fake.counts().hsms, marks(&ground)), (1, vec![]));
+}
+
+#[test]
+fn a_key_whose_mark_can_be_left_nowhere_is_not_begun() {
+    let bed = Bed::new();
+    let dir = bed.state.path().join("kmsfs");
+    let refused = |words: &str| {
+        let said = key::refused(&mut bed.key(&[]), 1, words);
+        assert!(said.contains("XDG_STATE_HOME") && said.contains("nothing was made"), "{said}");
+        assert!(!said.contains("--dir") && !said.contains("certificates"), "{said}");
+        // Before anything was shown and asked.
+        assert!(!said.contains("to be made"), "{said}");
+    };
+    fs::write(&dir, "").unwrap();
+    refused("cannot be made");
+    fs::remove_file(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    refused("can be changed by others (mode 0777)");
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        chown(&dir, Some(1000), None).unwrap();
+        refused("belongs to user 1000");
+        chown(&dir, Some(0), None).unwrap();
+    } else {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o500)).unwrap();
+        refused("cannot be written to");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    assert_eq!(bed.fake.calls("CreateKey"), 0);
+    key::made(&mut bed.key(&[]));
+    // Where there is nothing to be made, nothing has to be left.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+    key::made(&mut bed.key(&[]));
 }

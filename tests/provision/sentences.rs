@@ -87,6 +87,19 @@ const CALLS: &[(&str, Scene, &[&str])] = &[
         ],
     ),
     (
+        "ListGrants",
+        Scene::Find,
+        &[
+            "DependencyTimeoutException",
+            "InvalidArnException",
+            "InvalidGrantIdException",
+            "InvalidMarkerException",
+            "KMSInternalException",
+            "KMSInvalidStateException",
+            "NotFoundException",
+        ],
+    ),
+    (
         "PutKeyPolicy",
         Scene::Put,
         &[

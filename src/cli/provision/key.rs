@@ -91,6 +91,9 @@ pub struct KeyOptions {
     /// Give a key that is there the policy these options describe
     #[arg(long)]
     put_policy: bool,
+    /// Take a key that is there although grants on it let others use it, or cannot be listed
+    #[arg(long)]
+    keep_grants: bool,
     /// Make a key although some keys of the account do not show this caller their tags, and one of them
     /// might be it
     #[arg(long)]
@@ -174,6 +177,8 @@ impl WhoOptions {
 /// What is to be made, looked over; nothing is made yet.
 pub struct Draft {
     pub caller: Caller,
+    /// Of the deployment.
+    name: String,
     pub goal: Goal,
     /// The one that is wanted.
     policy: Value,
@@ -209,23 +214,31 @@ impl KeyOptions {
     /// What is there, and what is wanted. Fails where that cannot be made.
     pub fn draft(&self, account: &Account, name: &str) -> anyhow::Result<Draft> {
         let caller = account.caller()?;
-        let search = Search {
-            account,
-            name,
-            alias: self.alias_of(name)?,
-            volume: self.volume_id.map(VolumeId),
-            hidden: if self.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse },
-        };
-        let intent = search.intent();
+        let search = self.search(account, name)?;
+        let intent = search.intent(&caller);
         let (goal, head) = search.goal_or_begun(&intent)?;
         let policy = self.who.policy(&caller, goal.volume);
         goal::refuse_foreign_alias(self.repoint_alias, &goal, head.as_ref())?;
+        if head.is_none() {
+            intent.ready()?;
+        }
         let present =
             head.map(|head| Present::of(account, head, self.rotation_days)).transpose()?;
         let kept =
             present.as_ref().filter(|_| !self.put_policy).and_then(|key| key.policy.as_ref());
         let findings = lint::findings(kept.unwrap_or(&policy), &caller);
-        Ok(Draft { caller, goal, policy, findings, present, intent })
+        Ok(Draft { caller, name: name.to_owned(), goal, policy, findings, present, intent })
+    }
+
+    fn search<'a>(&self, account: &'a Account, name: &'a str) -> anyhow::Result<Search<'a>> {
+        Ok(Search {
+            account,
+            name,
+            alias: self.alias_of(name)?,
+            volume: self.volume_id.map(VolumeId),
+            hidden: if self.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse },
+            repoint: self.repoint_alias,
+        })
     }
 
     /// Is the key there, as it shall be, with its alias?
@@ -288,6 +301,9 @@ impl KeyOptions {
             if !self.keep_policy && !self.put_policy {
                 key.require_policy(&draft.policy)?;
             }
+            if !self.keep_grants {
+                key.require_no_grants()?;
+            }
         }
         refuse_faults(&draft.findings, self.accept_findings)
     }
@@ -301,7 +317,12 @@ impl KeyOptions {
         quiet: bool,
     ) -> anyhow::Result<Outcome> {
         let id = hex(&draft.goal.volume.0);
-        provision(self, account, draft, wish, quiet).with_context(|| {
+        let search = self.search(account, &draft.name)?;
+        if draft.present.is_none() {
+            // People have read since, and a cluster may have been made.
+            draft.intent.begin_if(|| search.require_unchanged(&draft.goal))?;
+        }
+        provision(self, &search, draft, wish, quiet).with_context(|| {
             format!("volume id {id}: run the same command again with --volume-id {id} to go on")
         })
     }
@@ -309,17 +330,17 @@ impl KeyOptions {
 
 fn provision(
     args: &KeyOptions,
-    account: &Account,
+    search: &Search<'_>,
     draft: &Draft,
     wish: &KeyWish,
     quiet: bool,
 ) -> Result<Outcome, Refused> {
-    let goal = &draft.goal;
+    let (account, goal) = (search.account, &draft.goal);
     let screen = Screen::new();
     let teller: &dyn Teller = if quiet { &Silent } else { &screen };
     let made: Made = match &draft.present {
         Some(present) => key::adopt(account, wish, &present.head, teller)?,
-        None => key::create(account, wish, &draft.intent, teller)?,
+        None => key::create(account, wish, search.hidden, &draft.intent, teller)?,
     };
     let has_policy = match &draft.present {
         None => Some(true),

@@ -8,9 +8,9 @@ use crate::cli::output::hex;
 use crate::cli::provision::screen::Screen;
 use crate::crypto::random_array;
 use crate::format::VolumeId;
-use crate::provision::account::{Account, Refused};
-use crate::provision::intent::{Intent, state_dir};
-use crate::provision::key::{self, Found, Head, Hidden, TAG_REQUEST};
+use crate::provision::account::{Account, Caller, Refused};
+use crate::provision::intent::Intent;
+use crate::provision::key::{self, Found, Grant, Head, Hidden, TAG_REQUEST};
 use crate::provision::lifecycle::{self, NativeRotation};
 use crate::provision::policy::is_same;
 use crate::provision::{TAG_DEPLOYMENT, TAG_VOLUME};
@@ -32,15 +32,30 @@ pub struct Search<'a> {
     pub alias: String,
     pub volume: Option<VolumeId>,
     pub hidden: Hidden,
+    /// May the alias be taken from another key?
+    pub repoint: bool,
 }
 
 impl Search<'_> {
     /// To make the key. Where KMS is called elsewhere, there are other keys.
-    pub fn intent(&self) -> Intent {
-        let (name, alias) = (self.name, &self.alias);
-        let place = self.account.kms_endpoint().unwrap_or_default();
-        let what = format!("a KMS key in {} {place} for {alias} of {name}", self.account.region());
-        Intent::of(&state_dir(), &what)
+    pub fn intent(&self, caller: &Caller) -> Intent {
+        let (name, alias, id) = (self.name, &self.alias, &caller.account);
+        let (region, place) = (self.account.region(), self.account.kms_endpoint());
+        let place = place.unwrap_or_default();
+        Intent::of_user(&format!("a KMS key in {region} {place} of {id} for {alias} of {name}"))
+    }
+
+    /// Refuses, if the key is there now, or its alias elsewhere than it was.
+    pub fn require_unchanged(&self, before: &Goal) -> Result<(), Refused> {
+        let (now, head) = self.goal()?;
+        match (head, now.target) {
+            (Some(head), _) => Err(key::made_meanwhile(&format!("KMS key {}", head.arn))),
+            (None, target) if target != before.target => {
+                let (alias, target) = (&self.alias, target.as_deref().unwrap_or("no key"));
+                Err(key::made_meanwhile(&format!("{alias} point to {target}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// As [`Self::goal`]; if an earlier run was about to make the key, it may not show yet.
@@ -69,8 +84,8 @@ impl Search<'_> {
         let known = match (known, self.volume) {
             (None, Some(volume)) => key::find_of_volume(account, &hex(&volume.0), self.hidden)?
                 .and_then(|found| marked(found, self.volume)),
-            // An alias of another key is no place to look for one that was begun.
-            (None, None) if target.is_none() => {
+            // Behind an alias that stays another key's there is nothing to look for.
+            (None, None) if target.is_none() || self.repoint => {
                 key::find_begun(account, name, &self.alias, self.hidden)?
                     .and_then(|found| marked(found, None))
             }
@@ -137,6 +152,8 @@ pub struct Present {
     pub head: Head,
     /// Nothing, if this caller may not read it.
     pub policy: Option<Value>,
+    /// Nothing, if this caller may not list them.
+    pub grants: Option<Vec<Grant>>,
     /// Where it was asked for and can be known.
     pub rotation: Option<NativeRotation>,
 }
@@ -147,12 +164,16 @@ impl Present {
             Err(refused) if refused.is_denied() => None,
             policy => serde_json::from_str(&policy?).ok(),
         };
+        let grants = match key::grants(account, &head.arn) {
+            Err(refused) if refused.is_denied() => None,
+            grants => Some(grants?),
+        };
         let rotation = rotation_days.map(|_| lifecycle::rotation(account, &head.arn));
         let rotation = match rotation.transpose() {
             Err(refused) if refused.is_denied() => None,
             rotation => rotation?,
         };
-        Ok(Self { head, policy, rotation })
+        Ok(Self { head, policy, grants, rotation })
     }
 
     pub fn is(&self, arn: Option<&String>) -> bool {
@@ -167,6 +188,24 @@ impl Present {
     pub fn has_rotation(&self, days: Option<u32>) -> bool {
         let kept = |now: &NativeRotation| now.automatic && now.period_days == days;
         days.is_none() || self.rotation.as_ref().is_some_and(kept)
+    }
+
+    /// Refuses a key that others may use by a grant; who makes a key may have made one before he gave it
+    /// the policy that is wanted.
+    pub fn require_no_grants(&self) -> anyhow::Result<()> {
+        let arn = &self.head.arn;
+        let why = match &self.grants {
+            Some(grants) => key::granted(arn, grants),
+            None => Some(format!(
+                "KMS key {arn} is there and does not show this caller its grants (kms:ListGrants), \
+                 which count beside its policy: have that right added to the caller's IAM policy"
+            )),
+        };
+        why.map_or(Ok(()), |why| {
+            let text =
+                format!("{why}, or say --keep-grants to take it as it is; nothing was changed");
+            Err(failure(FAILURE, text))
+        })
     }
 
     /// Refuses a key with which others could do what they should not.

@@ -48,6 +48,8 @@ impl Review<'_> {
             Some(_) => show_policy("policy, instead of the one it has", self.policy),
             None => show_policy("policy", self.policy),
         }
+        let grants = self.present.and_then(|key| key.grants.as_ref());
+        grants.into_iter().flatten().for_each(|grant| fact("grant", &grant.to_string()));
         show_findings(self.findings);
     }
 
