@@ -150,7 +150,7 @@ impl Intent {
 
 /// Where marks are that belong to no deployment's directory: `/var/lib/kmsfs` for root, whether it is a
 /// unit of the system or a shell that asks; for others `kmsfs` in the user's directory for state.
-pub fn state_dir() -> PathBuf {
+fn state_dir() -> PathBuf {
     let set = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     place(set("XDG_STATE_HOME"), set("HOME"), rustix::process::geteuid().is_root())
 }

@@ -29,7 +29,7 @@ use crate::keys::rotation::Rotation;
 use crate::keys::{Editor, UnlockOptions, same_key};
 use crate::provision::account::Account;
 use crate::provision::canary::{Canary, try_key};
-use crate::provision::intent::{Intent, state_dir};
+use crate::provision::intent::Intent;
 use crate::provision::key::{self, Hidden, KeyWish, Repoint};
 use crate::provision::lifecycle::{self, NativeRotation};
 use crate::provision::policy::is_same;
@@ -261,11 +261,12 @@ impl Work<'_> {
         let volume = editor.descriptor().volume;
         let external = self.args.xks_key_id.as_deref();
         let wish = key::copy_wish(&self.account, self.arn.as_str(), external)?;
-        let intent = Intent::of(&state_dir(), &format!("the KMS key {}", wish.mark));
+        let intent = Intent::of_user(&format!("the KMS key {}", wish.mark));
         let hidden = if self.args.accept_hidden_keys { Hidden::Accept } else { Hidden::Refuse };
         if !self.args.only_make {
             self.require_no_pin_against(&wish, hidden)?;
         }
+        intent.ready()?;
         let made = key::find_or_create(&self.account, &wish, hidden, &intent, &self.screen)?;
         if !made.created {
             self.require_as_wished(&made.arn, &wish.policy)?;
