@@ -9,6 +9,8 @@ pub mod exit;
 pub mod mount;
 
 mod cat;
+#[cfg(feature = "aws")]
+mod confirm;
 mod doctor;
 mod estimate;
 mod export;

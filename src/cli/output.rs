@@ -1,11 +1,11 @@
 //! Standard output that survives a closed pipe, and names made safe to print.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::exit::{FAILURE, OutputClosed, failure};
+use super::exit::OutputClosed;
 pub use crate::sys::logging::harmless;
 
 /// Buffered standard output whose errors are [`OutputClosed`] when the reader has gone.
@@ -89,25 +89,6 @@ pub fn hex(bytes: &[u8]) -> String {
 /// A byte count for humans.
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
-}
-
-/// Asks on the terminal, unless told not to; `otherwise` says what a no leaves.
-pub fn confirm(yes: bool, question: &str, otherwise: &str) -> anyhow::Result<()> {
-    if yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let text = "there is no terminal to ask on; say --yes if this is wanted";
-        return Err(failure(FAILURE, format!("{text}: {question} {otherwise}")));
-    }
-    // A closed standard error shows in the answer that does not come.
-    let _ = write!(io::stderr(), "{question} [y/N] ");
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(failure(FAILURE, format!("not agreed; {otherwise}"))),
-    }
 }
 
 #[cfg(test)]

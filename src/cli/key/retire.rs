@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::status::Survey;
 use super::target::{Target, backing_of};
+use crate::cli::confirm::confirm;
 use crate::cli::exit::{FAILURE, failure};
 use crate::cli::mount::options::key_arn;
-use crate::cli::output::{Out, confirm, hex, note, shown};
+use crate::cli::output::{Out, hex, note, shown};
 use crate::cli::secrets::KeyOptions;
 use crate::format::VolumeId;
 use crate::format::descriptor::Descriptor;

@@ -238,6 +238,7 @@ pub fn adopt(mountpoint: &Path, descriptor: &[u8]) -> Result<(), OpenError> {
     ask(mountpoint, &wire::adopt(descriptor), 0).map(drop)
 }
 
+#[cfg(feature = "aws")]
 /// Whether the daemon of a mount would take a descriptor.
 pub fn check(mountpoint: &Path, descriptor: &[u8]) -> Result<(), OpenError> {
     ask(mountpoint, &wire::check(descriptor), 0).map(drop)

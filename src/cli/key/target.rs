@@ -64,6 +64,7 @@ impl Target {
         Ok(Editor::open(&self.bytes, options).map_err(|error| unlock_error(error, &self.dir))?)
     }
 
+    #[cfg(feature = "aws")]
     /// Fails if [`Self::put`] would, and changes nothing.
     pub fn check(&self, editor: Editor, options: &UnlockOptions) -> anyhow::Result<()> {
         let bytes = editor.finish().map_err(|error| unlock_error(error, &self.dir))?;

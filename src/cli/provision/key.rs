@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use crate::cli::confirm::confirm;
 use crate::cli::exit::{FAILURE, KEY_UNAVAILABLE, failure};
 use crate::cli::mount::options::volume_id;
-use crate::cli::output::{Out, confirm, hex, note};
+use crate::cli::output::{Out, hex, note};
 use crate::crypto::random_array;
 use crate::format::VolumeId;
 use crate::keys::finding::{Finding, Level};
