@@ -7,6 +7,7 @@
 
 #[cfg(feature = "aws")]
 use super::aws::{self, AwsKms, KeyArn, Regions, Settings};
+use super::clock::unix_seconds;
 use super::local::LocalMaster;
 use super::master::{self, keyfile_slot, passphrase_slot};
 use super::unlock::{KeySpec, Opened, UnlockError, UnlockOptions, volume_context};
@@ -158,7 +159,7 @@ impl Editor {
 
     /// Sets how many days lie between two rotations of the KMS key with this id; whether that is a change.
     pub fn set_rotation_period(&mut self, id: &str, days: u32) -> bool {
-        rotation::set_period(&mut self.descriptor, id, days)
+        rotation::set_period(&mut self.descriptor, id, days, unix_seconds())
     }
 
     /// Keeps no period for the KMS key with this id any more; whether that is a change.

@@ -68,10 +68,15 @@ pub(super) fn last_pair(descriptor: &Descriptor) -> Option<(String, Option<Strin
     value(descriptor, FROM).map(|from| (from, value(descriptor, TO)))
 }
 
-/// Sets the policy for this key; whether that changed anything.
-pub(super) fn set_period(descriptor: &mut Descriptor, id: &str, days: u32) -> bool {
+/// Sets the policy for this key, from `now` if it is one of several and nothing tells when it took its
+/// place; whether that changed anything.
+pub(super) fn set_period(descriptor: &mut Descriptor, id: &str, days: u32, now: u64) -> bool {
     let before = descriptor.compat.clone();
-    let since = Rotation::of_key(descriptor, id).last;
+    let is_known = kept(descriptor).iter().any(|(kept, _)| kept == id);
+    let since = match is_known || kms_ids(descriptor).len() <= 1 {
+        true => Rotation::of_key(descriptor, id).last,
+        false => now,
+    };
     set(descriptor, PERIOD, Some(days.to_string()));
     keep(descriptor, id, since);
     descriptor.compat != before
@@ -194,8 +199,8 @@ mod tests {
     fn the_policy_is_kept_counts_from_the_last_rotation_and_leaves_other_features_alone() {
         let mut descriptor = with_keys(&["a"]);
         assert_eq!(Rotation::of(&descriptor), Rotation { period_days: None, last: 1_000_000 });
-        assert!(set_period(&mut descriptor, "a", 90));
-        assert!(!set_period(&mut descriptor, "a", 90));
+        assert!(set_period(&mut descriptor, "a", 90, 5_000_000));
+        assert!(!set_period(&mut descriptor, "a", 90, 5_000_000));
         assert_eq!(Rotation::of(&descriptor).due(), Some(1_000_000 + 90 * DAY));
         set_rotated(&mut descriptor, "a", "a", 2_000_000);
         let rotation = Rotation::of(&descriptor);
@@ -216,14 +221,16 @@ mod tests {
     #[test]
     fn each_key_has_a_clock_of_its_own_and_what_happens_to_others_is_none_of_it() {
         let mut descriptor = with_keys(&["hsm", "native", "abroad"]);
-        assert!(set_period(&mut descriptor, "hsm", 100));
+        assert!(set_period(&mut descriptor, "hsm", 100, 1_000_000));
+        // Known by now.
+        assert!(!set_period(&mut descriptor, "hsm", 100, 5_000_000));
         // Neither looking at another key nor replacing it.
         assert!(!drop_period(&mut descriptor, "native"));
         set_rotated(&mut descriptor, "native", "native", 3_000_000);
         assert_eq!(Rotation::of_key(&descriptor, "native").period_days, None);
         assert_eq!(Rotation::of(&descriptor).due(), Some(1_000_000 + 100 * DAY));
         // Of two keys the one that is due first counts, and each follows its own rotation.
-        assert!(set_period(&mut descriptor, "abroad", 100));
+        assert!(set_period(&mut descriptor, "abroad", 100, 3_500_000));
         descriptor.volume_keys = with_keys(&["next", "native", "abroad"]).volume_keys;
         set_rotated(&mut descriptor, "hsm", "next", 4_000_000);
         assert_eq!(kept_for(&descriptor), ["abroad", "next"]);

@@ -12,7 +12,7 @@ mod search;
 pub use alias::{Pointed, Repoint, point_alias};
 pub(super) use facts::metadata;
 pub use facts::{
-    Head, KeyFacts, aliases, copy_wish, describe, look, policy, successor_mark, tag, tags,
+    Head, KeyFacts, aliases, copy_wish, describe, look, mark, policy, successor_mark, tag, tags,
 };
 pub use grants::{Grant, granted, grants};
 pub use search::{Found, Hidden, find, find_begun, find_of_volume};

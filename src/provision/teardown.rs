@@ -67,7 +67,8 @@ pub fn teardown(account: &Account, deployment: &Deployment) -> Result<Teardown, 
     if let Some(why) = keeps_cluster(&survey, &survey::served(account, &survey)?) {
         spare(&mut steps[4..], &why);
     }
-    let mut warnings = warnings(&keys);
+    let store = survey.store.as_ref().ok().and_then(Option::as_ref);
+    let mut warnings = warnings(store, &keys);
     let hidden = hidden(&survey, &keys, &deployment.alias);
     if is_empty(&survey, &keys) {
         warnings.push(match hidden.is_empty() {
@@ -156,7 +157,7 @@ fn hidden(survey: &Survey, keys: &Seen<Keys>, alias: &str) -> Vec<String> {
     all
 }
 
-fn warnings(keys: &Seen<Keys>) -> Vec<String> {
+fn warnings(store: Option<&StoreFacts>, keys: &Seen<Keys>) -> Vec<String> {
     let mut all = vec![
         "Once a key is deleted, nothing brings back what only it can unwrap. Run `kmsfsctl key status` \
          on every volume and on every restored backup: as long as a file header names the key, that \
@@ -175,7 +176,8 @@ fn warnings(keys: &Seen<Keys>) -> Vec<String> {
          deletion is cancelled could not be used."
             .to_owned(),
     ];
-    if keys.as_ref().is_ok_and(|keys| !keys.foreign.is_empty()) {
+    let foreign = || keys.as_ref().ok().zip(store).map(|(keys, store)| keys.foreign_in(&store.id));
+    if foreign().is_some_and(|number| number > 0) {
         all.push(
             "Others have keys in this key store, listed below: key store and cluster stay as long as \
              these do, and a disconnected key store takes them away at once."

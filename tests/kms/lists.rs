@@ -40,6 +40,15 @@ fn paths_with_a_newline_have_a_list_of_their_own() {
 }
 
 #[test]
+fn a_list_that_was_cut_off_is_gone_on_with() {
+    let (bed, second) = bed(1, &["--names", "plain"]);
+    let list = bed.path("list");
+    fs::write(&list, "whole\nha").unwrap();
+    said(bed.ctl("key rewrap", &["--list", list.to_str().unwrap(), "--to", &second]));
+    assert_eq!(fs::read_to_string(&list).unwrap(), "whole\nha\na-00000\n");
+}
+
+#[test]
 fn a_list_in_the_volume_itself_is_refused() {
     let (mut bed, second) = bed(1, &[]);
     let rewrap = |bed: &Bed, dir: &str| {

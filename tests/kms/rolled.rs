@@ -58,7 +58,11 @@ fn an_older_descriptor_is_not_made_the_newest() {
         let renew = ["--list", &list, "--renew", &bed.key];
         require_refused(&bed, &removed, bed.ctl("key rewrap", &renew));
         let settling = ["--list", &list, "--settling", "2s"];
+        let keys = bed.fake.calls_ok("CreateKey");
         require_refused(&bed, &removed, bed.ctl("key rotate", &settling));
+        let only_make = [&settling[..], &["--only-make"]].concat();
+        require_refused(&bed, &removed, bed.ctl("key rotate", &only_make));
+        assert_eq!(bed.fake.calls_ok("CreateKey"), keys);
     }
     bed.unmount();
     require_refused(&bed, &removed, bed.ctl("key add", &[&second]));

@@ -239,6 +239,24 @@ fn a_key_that_a_killed_run_made_is_found_behind_an_alias_of_another_key() {
     assert_eq!(bed.target("alias/kmsfs"), made["key"].as_str().unwrap());
 }
 
+/// Its successor is behind the alias, and is about to be deleted: what came before it is no way back.
+#[test]
+fn a_key_that_was_rotated_away_is_not_taken_when_the_alias_goes_elsewhere() {
+    let bed = Bed::new();
+    let first = made(&mut bed.anonymous_key(&["--origin", "aws-kms"]));
+    let (old, volume) = (first["key"].as_str().unwrap(), first["volume_id"].as_str().unwrap());
+    let client = bed.fake.client();
+    let policy = bed.ask("GetKeyPolicy", old)["Policy"].clone();
+    let next = json!({ "Policy": policy, "Tags": tags("kmsfs", volume, 2) });
+    let next = client.call("CreateKey", &next).unwrap()["KeyMetadata"]["Arn"].clone();
+    bed.fake.set_alias("alias/kmsfs", next.as_str().unwrap());
+    let delete = json!({ "KeyId": next, "PendingWindowInDays": 7 });
+    client.call("ScheduleKeyDeletion", &delete).unwrap();
+    let made = made(&mut bed.anonymous_key(&["--origin", "aws-kms", "--repoint-alias"]));
+    assert_eq!(made["created"], true, "{made}");
+    assert!(made["key"] != old && made["key"] != next && made["volume_id"] != volume, "{made}");
+}
+
 /// Between the look and the making, people read and a cluster may have to be made.
 #[test]
 fn a_key_that_somebody_made_after_the_look_stops_the_run() {

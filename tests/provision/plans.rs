@@ -223,6 +223,8 @@ fn a_key_of_others_behind_the_alias_is_not_to_be_deleted() {
         let plan = bed.made("teardown plan");
         assert!(!commands(&plan).iter().any(|command| command.contains(&key)), "{plan:#}");
         assert!(things(&plan)[0].contains(whose), "{plan:#}");
+        // It is in no key store.
+        assert!(!plan["warnings"].to_string().contains("Others have keys"), "{plan:#}");
     }
 }
 

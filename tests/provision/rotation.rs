@@ -74,7 +74,9 @@ fn for_a_mount_that_expects_its_key_none_is_made_until_it_is_told() {
     let old = bed.key.clone();
     bed.remount(&format!("expect-key={old}"));
     let why = refused(rotate(&bed, &[]), 14);
-    assert!(why.contains("--only-make") && why.contains("nothing was changed"), "{why}");
+    assert!(why.contains("--only-make") && why.contains("no key was made"), "{why}");
+    let why = refused(rotate(&bed, &["--key", &old]), 14);
+    assert!(why.contains(&format!("--only-make --key {old}`")), "{why}");
     assert_eq!(keys(&bed), 1);
     let made = answered(rotate(&bed, &["--only-make"]));
     let new = made["successor"].as_str().unwrap().to_owned();

@@ -163,10 +163,12 @@ fn require_unneeded_anywhere(
         return Ok(checked);
     }
     // None knows it any more: it was retired before, or never was theirs.
-    let state = key::look(account, arn.as_str())?.state;
+    if key::look(account, arn.as_str())?.state != "Enabled" {
+        return Ok(checked);
+    }
     let tags = key::tags(account, arn.as_str())?;
     let of = |id: &VolumeId| key::tag(&tags, TAG_VOLUME) == Some(&hex(&id.0));
-    if state != "Enabled" || volumes.iter().any(of) {
+    if volumes.iter().any(of) {
         return Ok(checked);
     }
     let text = "is enabled, and none of these volumes has ever used it, as far as they and its tags say: \

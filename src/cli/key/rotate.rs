@@ -266,6 +266,7 @@ impl Work<'_> {
         if !self.args.only_make {
             self.require_no_pin_against(&wish, hidden)?;
         }
+        self.target.require_newest()?;
         intent.ready()?;
         let made = key::find_or_create(&self.account, &wish, hidden, &intent, &self.screen)?;
         if !made.created {
@@ -309,13 +310,17 @@ impl Work<'_> {
         let (made, arn) = match &there {
             Some(arn) if pins.iter().any(|pin| pin == arn) => return Ok(()),
             Some(arn) => (String::new(), arn.as_str()),
-            None => (format!("`kmsfsctl key rotate {dir} --only-make` makes it; "), "SUCCESSOR"),
+            None => {
+                let more = self.options_again();
+                let make = format!("`kmsfsctl key rotate {dir} --only-make{more}` makes it; ");
+                (make, "SUCCESSOR")
+            }
         };
         let more = pins.iter().filter_map(|pin| pin.as_str()).chain([arn]);
         let more: Vec<String> = more.map(|pin| format!("expect-key={pin}")).collect();
         let text = format!(
             "{point} is mounted with expect-key and would refuse a successor; {made}unmount, mount it \
-             again with {}, and run this again; nothing was changed",
+             again with {}, and run this again; no key was made",
             more.join(",")
         );
         Err(failure(IN_USE, text))
@@ -329,7 +334,16 @@ impl Work<'_> {
         }
         let text = "bears the mark of the successor, and has another policy than the key it would follow: \
                     look who made it; give it that policy, or take its tag kmsfs:request away";
-        Err(failure(FAILURE, format!("{arn} {text}; nothing was changed")))
+        Err(failure(FAILURE, format!("{arn} {text}; the volume's key is the same as before")))
+    }
+
+    /// What says which key is to have which successor.
+    fn options_again(&self) -> String {
+        let args = self.args;
+        let key = args.key.iter().map(|arn| format!(" --key {arn}"));
+        let external = args.xks_key_id.iter().map(|id| format!(" --xks-key-id {id}"));
+        let successor = (args.successor || args.if_due).then(|| " --successor".to_owned());
+        key.chain(external).chain(successor).collect()
     }
 
     /// Aliases, then headers, follow the key in use. What is wrong with the ones is not to keep the

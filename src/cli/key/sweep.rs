@@ -57,15 +57,25 @@ fn append_to(path: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
-/// Whether what is in a list already ends its paths in another way.
-fn ends_otherwise(path: &Path, end: u8) -> std::io::Result<bool> {
-    let mut last = [end];
+/// The last byte of a list, if it has any.
+fn last_byte(path: &Path) -> std::io::Result<Option<u8>> {
     let mut file = File::open(path)?;
-    if file.metadata()?.len() > 0 {
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut last)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(None);
     }
-    Ok(last != [end])
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(Some(last[0]))
+}
+
+/// Adds paths and makes them durable; or none of them.
+fn add_to(file: &mut File, text: &[u8]) -> std::io::Result<()> {
+    let before = file.metadata()?.len();
+    file.write_all(text).and_then(|()| file.sync_data()).inspect_err(|_| {
+        // A path cut in two would be taken for another one.
+        let _ = file.set_len(before);
+    })
 }
 
 impl List {
@@ -73,9 +83,14 @@ impl List {
     /// with a zero byte.
     pub fn open(path: &Path, null: bool) -> anyhow::Result<Self> {
         let cannot = || format!("cannot write the list {}", path.display());
-        let end = if null { 0 } else { b'\n' };
-        let file = append_to(path).with_context(cannot)?;
-        if ends_otherwise(path, end).with_context(cannot)? {
+        let (end, other) = if null { (0, b'\n') } else { (b'\n', 0) };
+        let mut file = append_to(path).with_context(cannot)?;
+        let last = last_byte(path).with_context(cannot)?;
+        if last.is_some_and(|last| last != end && last != other) {
+            // Whoever was writing it was cut off.
+            add_to(&mut file, &[end]).with_context(cannot)?;
+        }
+        if last == Some(other) {
             let text =
                 "is there, and ends its paths in another way (--null, or not): name another file";
             return Err(failure(FAILURE, format!("the list {} {text}", path.display())));
@@ -95,8 +110,6 @@ impl List {
         let failed = |path: &Path, error: std::io::Error| {
             FsError::Damaged(format!("cannot write the list {}: {error}", path.display()))
         };
-        let write =
-            |file: &mut File, text: &[u8]| file.write_all(text).and_then(|()| file.sync_data());
         if !odd.is_empty() {
             let (path, mut file) = (odd_list(&self.path), self.odd.lock());
             let made = match file.take() {
@@ -104,10 +117,10 @@ impl List {
                 None => append_to(&path),
             };
             let mut made = made.map_err(|error| failed(&path, error))?;
-            write(&mut made, &odd).map_err(|error| failed(&path, error))?;
+            add_to(&mut made, &odd).map_err(|error| failed(&path, error))?;
             *file = Some(made);
         }
-        write(&mut self.file.lock(), &text).map_err(|error| failed(&self.path, error))
+        add_to(&mut self.file.lock(), &text).map_err(|error| failed(&self.path, error))
     }
 }
 

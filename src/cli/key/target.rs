@@ -82,9 +82,14 @@ impl Target {
         options: &UnlockOptions,
     ) -> anyhow::Result<(Descriptor, Unlocked)> {
         let tried = unlock(bytes, options).map_err(|error| unlock_error(error, &self.dir))?;
-        let (context, old) = (&self.tree.context, &self.tree.descriptor);
-        require_newest(&self.tree.root, &self.dir, context, old)?;
+        self.require_newest()?;
         Ok(tried)
+    }
+
+    /// Fails if files have seen a later descriptor than the present one.
+    pub fn require_newest(&self) -> anyhow::Result<()> {
+        let (context, old) = (&self.tree.context, &self.tree.descriptor);
+        require_newest(&self.tree.root, &self.dir, context, old)
     }
 
     /// Puts a changed descriptor in force, if it is changed; whether it is.

@@ -188,8 +188,15 @@ impl Executor {
         let said = said.map_or_else(String::new, |said| {
             format!("; the last it said was {:?}", job.without_secrets(&said))
         });
+        let left = match self.place {
+            Place::Local => "",
+            Place::Template { .. } => {
+                "; what it started there may still be at work: make sure that it has ended before you run \
+                 this again"
+            }
+        };
         format!(
-            "it did not end within {} seconds and was stopped{said}; see whether the host answers and \
+            "it did not end within {} seconds and was stopped{said}{left}; see whether the host answers and \
              whether something waits for input there, such as a prompt that reads from a terminal only: \
              then run the commands by hand, which this command prints without --exec and \
              --exec-template. --tool-timeout waits longer",

@@ -145,7 +145,8 @@ fn hand_over(
     };
     match ended.status {
         None => failed(format!(
-            "did not end within {} seconds and was stopped (--tool-timeout waits longer)",
+            "did not end within {} seconds and was stopped (what it started may go on; --tool-timeout \
+             waits longer)",
             limit.as_secs_f64()
         )),
         Some(status) if !status.success() => failed(format!("failed ({status})")),

@@ -169,7 +169,7 @@ pub fn describe(account: &Account, key: &str) -> Result<KeyFacts, Refused> {
 }
 
 /// The mark: for whom, and the how manieth key it is.
-pub(super) fn mark(tags: &[(String, String)]) -> Option<(&str, u32)> {
+pub fn mark(tags: &[(String, String)]) -> Option<(&str, u32)> {
     let (whom, number) = tag(tags, TAG_REQUEST)?.rsplit_once('.')?;
     Some((whom, number.parse().ok()?))
 }

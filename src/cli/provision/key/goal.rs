@@ -86,8 +86,12 @@ impl Search<'_> {
                 .and_then(|found| marked(found, self.volume)),
             // Behind an alias that stays another key's there is nothing to look for.
             (None, None) if target.is_none() || self.repoint => {
-                key::find_begun(account, name, &self.alias, self.hidden)?
-                    .and_then(|found| marked(found, None))
+                let found = key::find_begun(account, name, &self.alias, self.hidden)?;
+                let replaced = match (&found, &target) {
+                    (Some(found), Some(target)) => self.is_replaced(found, target)?,
+                    _ => false,
+                };
+                found.filter(|_| !replaced).and_then(|found| marked(found, None))
             }
             (known, _) => known,
         };
@@ -100,6 +104,18 @@ impl Search<'_> {
         );
         let target = target.map(|head| head.arn);
         Ok((Goal { volume, alias: self.alias.clone(), target, mark }, head))
+    }
+
+    /// Was a key rotated away, and the one behind the alias, which cannot be used, came after it?
+    fn is_replaced(&self, found: &Found, target: &Head) -> Result<bool, Refused> {
+        let tags = match key::tags(self.account, &target.arn) {
+            Err(refused) if refused.is_denied() => return Ok(false),
+            tags => tags?,
+        };
+        Ok(match (key::mark(&found.tags), key::mark(&tags)) {
+            (Some((volume, number)), Some((of, later))) => volume == of && number < later,
+            _ => false,
+        })
     }
 
     /// What the alias names, if it is this deployment's and for the volume that is meant.
