@@ -145,6 +145,7 @@ fn the_period_of_one_key_is_no_affair_of_another() {
     // The timer names none: it is the one that is due.
     let report = answered(rotate(&bed, &["--if-due"]));
     assert_eq!((&report["rotation"], &report["key"]), (&json!("successor"), &json!(bed.key)));
+    assert_eq!((&report["period_days"], &report["days_left"]), (&json!(100), &json!(100)));
     assert!(!overdue(&bed));
     // A key that goes takes its period along.
     let new = report["successor"].as_str().unwrap().to_owned();

@@ -290,8 +290,8 @@ impl Work<'_> {
         let (changed, editor) = self.put(editor)?;
         // The volume knows it now.
         intent.end();
-        let finished = self.finish(&editor, "successor", changed)?;
-        Ok(Report { key: self.arn.as_str().to_owned(), ..finished })
+        let old = self.arn.as_str().to_owned();
+        Ok(Report { key: old, ..self.finish(&editor, "successor", changed)? })
     }
 
     /// A mount that was told which keys to expect refuses a descriptor that names another, however the
@@ -358,7 +358,9 @@ impl Work<'_> {
         if let Some(old) = editor.replaced_key() {
             let current = editor.successor_of(&old);
             left = self.move_aliases(&old, current.as_ref(), &mut moved).err();
-            successor = current.map(|key| key.as_str().to_owned());
+            successor = current.as_ref().map(|key| key.as_str().to_owned());
+            // Its period is the one that counts now.
+            self.arn = current.unwrap_or_else(|| self.arn.clone());
         }
         let rewrap = Some(self.sweep.run(&self.target, changed)?);
         let aliases_left = left.map(|error| format!("{error:#}"));
