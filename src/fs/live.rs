@@ -87,12 +87,11 @@ impl Volume {
             // Nobody opens or makes a file with keys of before and is not seen below.
             let _others = self.opening_files.write();
             self.require_not_needed(&new)?;
-            if only_check {
-                return Ok(());
+            if !only_check {
+                opening::write_descriptor(&self.root, self.source(), bytes)?;
+                self.keyring.adopt(&keyring);
+                *self.descriptor.write() = Arc::new(new);
             }
-            opening::write_descriptor(&self.root, self.source(), bytes)?;
-            self.keyring.adopt(&keyring);
-            *self.descriptor.write() = Arc::new(new);
         }
         if only_check {
             return Ok(());

@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::aws::{Effect, Rule, pki};
-use super::ground::{Ground, answered, refused, said, text, until, without_terminal};
+use super::ground::{
+    Ground, answered, refused, said, surroundings_of, text, until, without_terminal,
+};
 
 const ADMIN: &str = "arn:aws:iam::111122223333:role/keys";
 const HOST: &str = "arn:aws:iam::111122223333:role/host";
@@ -156,13 +158,8 @@ fn on_terminal(command: &Command, answer: &str) -> (bool, String) {
     let line = words.map(quoted).collect::<Vec<_>>().join(" ");
     let mut script = Command::new("script");
     script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => script.env(name, value),
-            None => script.env_remove(name),
-        };
-    }
-    let mut child = script.current_dir(command.get_current_dir().unwrap()).spawn().unwrap();
+    surroundings_of(command, &mut script);
+    let mut child = script.spawn().unwrap();
     // Held open: without it the terminal would end.
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(answer.as_bytes()).unwrap();

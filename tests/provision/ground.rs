@@ -53,19 +53,24 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Gives one command the environment and the directory of another.
+pub fn surroundings_of(command: &Command, other: &mut Command) {
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => other.env(name, value),
+            None => other.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        other.current_dir(dir);
+    }
+}
+
 /// The same command where nobody can be asked.
 pub fn without_terminal(command: &Command) -> Command {
     let mut detached = Command::new("setsid");
     detached.arg("-w").arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => detached.env(name, value),
-            None => detached.env_remove(name),
-        };
-    }
-    if let Some(dir) = command.get_current_dir() {
-        detached.current_dir(dir);
-    }
+    surroundings_of(command, &mut detached);
     detached
 }
 

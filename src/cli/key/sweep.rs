@@ -42,8 +42,6 @@ pub struct List {
     file: Mutex<File>,
     path: PathBuf,
     end: u8,
-    /// For paths that have a newline in them, where paths end with one; made when there are any.
-    odd: Mutex<Option<File>>,
 }
 
 /// Where paths with a newline in them go, each ended with a zero byte.
@@ -95,7 +93,7 @@ impl List {
                 "is there, and ends its paths in another way (--null, or not): name another file";
             return Err(failure(FAILURE, format!("the list {} {text}", path.display())));
         }
-        Ok(Self { file: Mutex::new(file), path: path.to_owned(), end, odd: Mutex::default() })
+        Ok(Self { file: Mutex::new(file), path: path.to_owned(), end })
     }
 
     fn add(&self, files: &[&Found]) -> FsResult<()> {
@@ -111,14 +109,10 @@ impl List {
             FsError::Damaged(format!("cannot write the list {}: {error}", path.display()))
         };
         if !odd.is_empty() {
-            let (path, mut file) = (odd_list(&self.path), self.odd.lock());
-            let made = match file.take() {
-                Some(file) => Ok(file),
-                None => append_to(&path),
-            };
-            let mut made = made.map_err(|error| failed(&path, error))?;
-            add_to(&mut made, &odd).map_err(|error| failed(&path, error))?;
-            *file = Some(made);
+            // Hardly ever, so it is not kept open.
+            let path = odd_list(&self.path);
+            let added = append_to(&path).and_then(|mut file| add_to(&mut file, &odd));
+            added.map_err(|error| failed(&path, error))?;
         }
         add_to(&mut self.file.lock(), &text).map_err(|error| failed(&self.path, error))
     }

@@ -1,5 +1,6 @@
 //! A volume whose keys are to be changed, mounted or not.
 
+use std::cell::Cell;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,8 @@ pub struct Target {
     pub tree: Tree,
     /// The present descriptor.
     pub bytes: Vec<u8>,
+    /// It is known to be the newest: who holds the lock, or the daemon, lets no other follow meanwhile.
+    is_newest: Cell<bool>,
 }
 
 impl Target {
@@ -56,7 +59,7 @@ impl Target {
             None => Tree::unlock(root, &dir, &bytes, Access::ReadWrite, options)?,
             Some(_) => unlocked_beside(root, &dir, &bytes, options)?,
         };
-        Ok(Self { dir, mountpoint, tree, bytes })
+        Ok(Self { dir, mountpoint, tree, bytes, is_newest: Cell::new(false) })
     }
 
     /// The descriptor, to be changed.
@@ -88,8 +91,12 @@ impl Target {
 
     /// Fails if files have seen a later descriptor than the present one.
     pub fn require_newest(&self) -> anyhow::Result<()> {
-        let (context, old) = (&self.tree.context, &self.tree.descriptor);
-        require_newest(&self.tree.root, &self.dir, context, old)
+        if !self.is_newest.get() {
+            let (context, old) = (&self.tree.context, &self.tree.descriptor);
+            require_newest(&self.tree.root, &self.dir, context, old)?;
+            self.is_newest.set(true);
+        }
+        Ok(())
     }
 
     /// Puts a changed descriptor in force, if it is changed; whether it is.
